@@ -1,0 +1,316 @@
+//! Archiving: the one straight line that every file takes, and the pool of threads that walks it.
+
+mod duplicate;
+mod episode;
+mod pool;
+mod read_ahead;
+mod source;
+
+pub use episode::{Episode, Recovered};
+pub use pool::{Answer, Archiver, Totals};
+pub use source::{Stamp, WalFile};
+
+use crate::catalogue::{Entry, NewLine};
+use crate::codec::{Compression, Encoder};
+use crate::config::Config;
+use crate::error::{Error, Kind, Result, plain_cause};
+use crate::identity::{Cluster, Identity, Marker, foreign_archive, vanished_archive};
+use crate::place::Place;
+use crate::pulse::Pulse;
+use crate::store::{Attributes, Body, Put};
+use crate::sums::{Hash, Sum};
+use crate::wal::{LongPageHeader, WalName};
+use source::Source;
+use std::io::{self, Read, Seek, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+/// An archive to write to: one place, for one cluster, under one configuration.
+pub struct Archive {
+    place: Place,
+    config: Config,
+    cluster: Cluster,
+    marker: Option<Marker>,
+    pulse: Arc<Pulse>,
+    /// The version of the identity file that was last read and found to be ours.
+    confirmed_identity: Mutex<Option<String>>,
+}
+
+/// What a thread keeps between files: its buffers and its encoder.
+#[derive(Default)]
+pub struct Desk {
+    plain: Vec<u8>,
+    encoded: Vec<u8>,
+    encoder: Option<(Compression, i32, Encoder)>,
+}
+
+impl Desk {
+    fn encoder(&mut self, compression: Compression, level: i32) -> Result<(&mut Encoder, &[u8], &mut Vec<u8>)> {
+        if !matches!(&self.encoder, Some((kept, at, _)) if (*kept, *at) == (compression, level)) {
+            self.encoder = None;
+        }
+        let encoder = match self.encoder.take() {
+            Some(kept) => kept,
+            None => {
+                let made = Encoder::new(compression, level).map_err(|error| encoding_failed(compression, &error))?;
+                (compression, level, made)
+            }
+        };
+        let (_, _, encoder) = self.encoder.insert(encoder);
+        Ok((encoder, &self.plain, &mut self.encoded))
+    }
+}
+
+fn encoding_failed(compression: Compression, error: &io::Error) -> Error {
+    let cause = plain_cause(error);
+    Error::new(Kind::Storage, compression.name(), format!("could not compress with {}: {cause}", compression.name()))
+        .retry_if(error.kind() == io::ErrorKind::OutOfMemory)
+}
+
+/// A file that is stored: durable at its place, its line in the catalogue still to come.
+#[derive(Clone, Debug)]
+pub struct StoredFile {
+    /// The file.
+    pub name: WalName,
+    /// Which source it was made from.
+    pub stamp: Stamp,
+    /// Where it lies.
+    pub location: String,
+    /// Bytes of plain content.
+    pub plain_size: u64,
+    /// Bytes as stored.
+    pub stored_size: u64,
+    /// Hash of the plain content.
+    pub hash: Hash,
+    /// The format it is stored in.
+    pub compression: Compression,
+    /// Modification time of the source.
+    pub modified: SystemTime,
+    /// Whether it was stored now; else it stood there already, with the same content.
+    pub created: bool,
+    /// How long reading, compressing and storing took.
+    pub took: Duration,
+}
+
+impl Archive {
+    /// Opens the archive that `config` names for `cluster`. Nothing is written, nor the identity looked at, before the
+    /// first file. `marker` remembers the archive across restarts.
+    pub fn open(config: Config, cluster: Cluster, marker: Option<Marker>, pulse: Arc<Pulse>) -> Result<Self> {
+        let place = Place::open(&config, &pulse)?;
+        Ok(Archive { place, config, cluster, marker, pulse, confirmed_identity: Mutex::default() })
+    }
+
+    /// The configuration it was opened with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The cluster it was opened for.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// Stores one file: read and hash it, see that it is what its name says, compress it, put it where no file is.
+    ///
+    /// When this returns, the file is durable at its place; it is archived once [`Archive::record`] has returned, too.
+    /// An equal file that stands there already is success, any other is refused and never replaced.
+    pub fn store(&self, file: &WalFile, desk: &mut Desk) -> Result<StoredFile> {
+        let started = Instant::now();
+        self.confirm_identity()?;
+        let source = source::read(file, &self.cluster, self.max_buffer_bytes(), &mut desk.plain, &self.pulse)?;
+        let key = self.place.layout.wal_key(&file.name, "");
+        let (stored_size, compression, modified, created) = match self.put(&key, file, &source, desk)? {
+            Put::Created { stored_size } => (stored_size, self.compression_of(&source), source.modified, true),
+            Put::AlreadyExists => {
+                let same = duplicate::compare(&*self.place.store, &key, &file.name, source.plain_size, &source.hash)?;
+                (same.meta.stored_size, same.compression, same.meta.modified, false)
+            }
+        };
+        // The file system may have been unmounted since: what was stored then lies in the empty mount point.
+        self.confirm_identity()?;
+        Ok(StoredFile {
+            name: file.name,
+            stamp: source.stamp,
+            location: self.place.store.location(&key),
+            plain_size: source.plain_size,
+            stored_size,
+            hash: source.hash,
+            compression,
+            modified,
+            created,
+            took: started.elapsed(),
+        })
+    }
+
+    /// Records stored files in the order given, each exactly once, durably. Several cost little more than one.
+    pub fn record(&self, files: &[StoredFile]) -> Result<()> {
+        let Some(records) = &self.place.records else { return Ok(()) };
+        for file in files {
+            let sum = Sum { size: file.plain_size, hash: file.hash, stored_size: file.stored_size };
+            if file.created || records.find_sum(&self.place.layout, &file.name)? != Some(sum) {
+                records.add_sum(&self.place.layout, &file.name, &sum)?;
+            }
+        }
+        let lines: Vec<NewLine> = files
+            .iter()
+            .map(|file| NewLine {
+                entry: Entry {
+                    name: file.name,
+                    stored_size: file.stored_size,
+                    modified: file.modified,
+                    compression: file.compression,
+                },
+                created: file.created,
+            })
+            .collect();
+        records.catalogue.record(&lines)
+    }
+
+    /// How many threads can work within the memory limit, each with a source, a result and an encoder.
+    pub fn workers_in_memory(&self) -> usize {
+        let segment = self.cluster.segment_size.bytes();
+        let encoder = self.config.compression.encoder_memory_bytes(self.config.level, segment);
+        let buffers = if segment <= self.max_buffer_bytes() { 2 * segment + (1 << 20) } else { 4 << 20 };
+        let fitting = (self.config.memory_limit_bytes / (buffers + encoder)) as usize;
+        self.config.workers.min(fitting.max(1))
+    }
+
+    /// A segment above a quarter of the limit is streamed: source and result of two would not fit otherwise.
+    fn max_buffer_bytes(&self) -> u64 {
+        self.config.memory_limit_bytes / 4
+    }
+
+    fn compression_of(&self, source: &Source) -> Compression {
+        match source.compression {
+            Compression::None => self.config.compression,
+            already => already,
+        }
+    }
+
+    fn put(&self, key: &str, file: &WalFile, source: &Source, desk: &mut Desk) -> Result<Put> {
+        let attributes = Attributes { modified: source.modified };
+        // A source that is compressed already goes as it is.
+        let compression = match source.compression {
+            Compression::None => self.config.compression,
+            _ => Compression::None,
+        };
+        let level = self.config.level;
+        let (encoder, plain, encoded) = desk.encoder(compression, level)?;
+        if source.is_in_memory {
+            let body = if compression == Compression::None {
+                plain
+            } else {
+                encoder.encode(plain, encoded).map_err(|error| encoding_failed(compression, &error))?;
+                self.pulse.beat();
+                encoded.as_slice()
+            };
+            return self.place.store.put_new(key, Body::Bytes(body), &attributes);
+        }
+        let mut stream = |out: &mut dyn Write| {
+            let mut again = &source.file;
+            again.rewind()?;
+            let mut hashed = Hashed { inner: again, hasher: blake3::Hasher::new(), pulse: &self.pulse };
+            encoder.encode_stream(&mut hashed, source.plain_size, out)?;
+            let unchanged = source.compression != Compression::None || Hash(hashed.hasher.finalize()) == source.hash;
+            if unchanged { Ok(()) } else { Err(io::Error::other(changed_between_passes(file))) }
+        };
+        self.place.store.put_new(key, Body::Stream(&mut stream), &attributes)
+    }
+
+    /// Makes sure that the archive is this cluster's, and still there: one look at the identity file where nothing
+    /// changed. The first time it is made where there is none and the place is new.
+    fn confirm_identity(&self) -> Result<()> {
+        let mut confirmed = self.confirmed_identity.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = self.place.layout.identity_key();
+        let standing = self.place.store.head(&key)?;
+        if standing.is_some_and(|meta| confirmed.as_ref() == Some(&meta.version)) {
+            return Ok(());
+        }
+        let location = self.place.location();
+        let remembered = match &self.marker {
+            Some(marker) => marker.remembers(&self.cluster, &location)?,
+            None => false,
+        };
+        if self.place.identity()?.is_none() {
+            if confirmed.is_some() || remembered {
+                return Err(vanished_archive(&location, self.marker.as_ref().map(Marker::path)));
+            }
+            self.begin(&key, &location)?;
+        }
+        // Also after beginning it: another cluster may have been faster.
+        let Some((identity, meta)) = self.place.identity()? else {
+            return Err(vanished_archive(&location, None).retry_if(true));
+        };
+        if !identity.names(self.cluster.system_identifier) {
+            return Err(foreign_archive(&location, identity.system_identifier(), self.cluster.system_identifier));
+        }
+        if let Some(records) = &self.place.records {
+            records.sweep_staging()?;
+            records.catalogue.catch_up()?;
+        }
+        if let Some(marker) = self.marker.as_ref().filter(|_| !remembered) {
+            marker.remember(&self.cluster, &location)?;
+        }
+        *confirmed = Some(meta.version);
+        Ok(())
+    }
+
+    /// Makes the identity file of an archive that has none: it is new, or Barman began it and its WAL is this cluster's.
+    fn begin(&self, key: &str, location: &str) -> Result<()> {
+        if let Some(found) = self.owner_of_stored_wal()?
+            && found != self.cluster.system_identifier
+        {
+            return Err(foreign_archive(location, &found.to_string(), self.cluster.system_identifier));
+        }
+        let identity = Identity::of(&self.cluster).to_json();
+        let attributes = Attributes { modified: SystemTime::now() };
+        self.place.store.put_new(key, Body::Bytes(identity.as_bytes()), &attributes).map(drop)
+    }
+
+    /// The system identifier in the first stored segment that can be read; nothing where no WAL is stored.
+    fn owner_of_stored_wal(&self) -> Result<Option<u64>> {
+        /// More damaged segments than this in a row are no archive to go on with.
+        const MOST: usize = 64;
+        let wal = self.place.list_wal(None, MOST)?;
+        for (_, listed) in wal.iter().filter(|(name, _)| name.is_wal()) {
+            let Some(object) = self.place.store.get(&listed.key)? else { continue };
+            let mut head = [0; LongPageHeader::LENGTH];
+            let read = crate::codec::decode(object.body, u64::MAX).and_then(|mut it| it.plain.read_exact(&mut head));
+            if let (Ok(()), Ok(header)) = (read, LongPageHeader::parse(&head)) {
+                return Ok(Some(header.system_identifier));
+            }
+        }
+        if wal.is_empty() {
+            return Ok(None);
+        }
+        let location = self.place.location();
+        Err(Error::new(
+            Kind::Identity,
+            location.clone(),
+            format!("the archive at \"{location}\" holds WAL files but does not say whose they are"),
+        )
+        .detail("It has no identity.json, and none of its first segments can be read.")
+        .hint("Set another archiver.server_name, so that a new archive is begun beside it."))
+    }
+}
+
+fn changed_between_passes(file: &WalFile) -> Error {
+    let path = file.path.display();
+    Error::new(Kind::Source, path.to_string(), format!("file \"{path}\" changed while it was read")).retry_if(true)
+}
+
+/// Hashes what passes through, and beats.
+struct Hashed<'a, R> {
+    inner: R,
+    hasher: blake3::Hasher,
+    pulse: &'a Pulse,
+}
+
+impl<R: Read> Read for Hashed<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        self.pulse.beat();
+        Ok(count)
+    }
+}

@@ -1,0 +1,455 @@
+//! The pool: threads that archive the file PostgreSQL asks for, and the ones it will ask for next.
+//!
+//! One thread asks ([`Archiver`]); workers take jobs in PostgreSQL's order, the file asked for first. A file that was
+//! stored ahead is answered at once when its turn comes. Catalogue lines are written in PostgreSQL's order: a file that
+//! is stored early waits for its line until those before it have theirs, and files that wait share one fsync.
+
+use super::read_ahead::ReadAhead;
+use super::source::{Stamp, WalFile};
+use super::{Archive, Desk, StoredFile};
+use crate::error::{Error, Kind, Result};
+use crate::pulse::Pulse;
+use crate::wal::WalName;
+use nix::sys::signal::{SigSet, SigmaskHow};
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+/// Pauses between attempts at one file: doubled from the first up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How many of the newest store times are kept for percentiles.
+const MOST_TIMES: usize = 1024;
+
+/// The answer to [`Archiver::poll`].
+#[derive(Debug)]
+pub enum Answer {
+    /// The file asked for is durable, line and all.
+    Stored(StoredFile),
+    /// It failed, and trying again at once would not help.
+    Failed(Error),
+    /// Not yet. Ask again when the waker was called, and at the given time at the latest.
+    Waiting(Option<Instant>),
+}
+
+/// What was done since the start of the process.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// Files answered as stored.
+    pub archived: u64,
+    /// Plain bytes of them.
+    pub bytes_read: u64,
+    /// Bytes they took in the archive.
+    pub bytes_stored: u64,
+    /// Files that were stored before PostgreSQL asked for them.
+    pub read_ahead_hits: u64,
+    /// Attempts repeated inside one request.
+    pub retries: u64,
+    /// The newest store times.
+    times: VecDeque<Duration>,
+}
+
+impl Totals {
+    /// The store time that `percent` of the newest files stayed within, in milliseconds.
+    pub fn percentile_ms(&self, percent: usize) -> Option<f64> {
+        let mut times: Vec<Duration> = self.times.iter().copied().collect();
+        times.sort_unstable();
+        let at = (times.len() * percent).div_ceil(100).checked_sub(1)?;
+        times.get(at).map(|time| time.as_secs_f64() * 1000.0)
+    }
+
+    fn add(&mut self, file: &StoredFile, was_ahead: bool) {
+        self.archived += 1;
+        self.bytes_read += file.plain_size;
+        self.bytes_stored += file.stored_size;
+        self.read_ahead_hits += u64::from(was_ahead);
+        if self.times.len() == MOST_TIMES {
+            self.times.pop_front();
+        }
+        self.times.push_back(file.took);
+    }
+}
+
+/// Called from worker threads when the asking thread should look again. Must not block.
+pub type Waker = Box<dyn Fn() + Send + Sync>;
+
+/// The asking side. It belongs to one thread, never blocks on the storage, and answers for one file at a time.
+pub struct Archiver {
+    shared: Arc<Shared>,
+    read_ahead: ReadAhead,
+    asked: Option<Asked>,
+    totals: Totals,
+}
+
+struct Asked {
+    name: WalName,
+    was_ahead: bool,
+    since: Instant,
+    pause: Duration,
+    retry_at: Option<Instant>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Work for idle workers, or the word to end.
+    work: Condvar,
+    /// A worker has ended.
+    ended: Condvar,
+    waker: Waker,
+    pulse: Arc<Pulse>,
+}
+
+#[derive(Default)]
+struct State {
+    archive: Option<Arc<Archive>>,
+    /// Counts configurations; a result made under an older one is dropped.
+    generation: u64,
+    jobs: BTreeMap<WalName, Job>,
+    asked: Option<WalName>,
+    is_recording: bool,
+    wanted_workers: usize,
+    workers: usize,
+    is_stopping: bool,
+}
+
+struct Job {
+    path: PathBuf,
+    phase: Phase,
+}
+
+enum Phase {
+    Queued,
+    Running,
+    /// Durable at its place, waiting for its line.
+    Stored(StoredFile),
+    Recording,
+    Done(StoredFile),
+    Failed(Error),
+}
+
+impl Phase {
+    fn is_finished(&self) -> bool {
+        matches!(self, Phase::Done(_) | Phase::Failed(_))
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Archiver {
+    /// An archiver without threads or work yet. Workers call `waker`; the work beats `pulse`.
+    pub fn new(waker: Waker, pulse: Arc<Pulse>) -> Self {
+        let shared = Shared { state: Mutex::default(), work: Condvar::new(), ended: Condvar::new(), waker, pulse };
+        Archiver { shared: Arc::new(shared), read_ahead: ReadAhead::default(), asked: None, totals: Totals::default() }
+    }
+
+    /// From now on works on that archive. What was done or begun under the one before is never answered again.
+    pub fn use_archive(&mut self, archive: Arc<Archive>) {
+        let mut state = self.shared.lock();
+        state.wanted_workers = archive.workers_in_memory();
+        state.archive = Some(archive);
+        state.generation += 1;
+        state.jobs.clear();
+        state.is_recording = false;
+        drop(state);
+        self.asked = None;
+        // Workers beyond the wanted number end.
+        self.shared.work.notify_all();
+    }
+
+    /// Asks for one file; the answer comes from [`Archiver::poll`]. Files that wait behind it are begun as well.
+    pub fn ask(&mut self, file: &WalFile) -> Result<()> {
+        self.start_workers()?;
+        let mut state = self.shared.lock();
+        let Some(archive) = state.archive.clone() else {
+            return Err(Error::new(Kind::Internal, file.name.to_string(), "no archive was opened"));
+        };
+        state.asked = Some(file.name);
+        // PostgreSQL asks in order: what lies before was removed or answered elsewhere.
+        state.jobs.retain(|name, job| *name >= file.name || !job.phase.is_finished());
+        let phase = state.jobs.get(&file.name).map(|job| &job.phase);
+        let was_ahead = matches!(phase, Some(Phase::Done(_)));
+        // A failure of reading ahead is nobody's answer: the file is tried again now that it is wanted.
+        if matches!(phase, None | Some(Phase::Failed(_))) {
+            state.jobs.insert(file.name, Job { path: file.path.clone(), phase: Phase::Queued });
+        }
+        let begun = state.jobs.len() - 1;
+        drop(state);
+
+        let room = archive.config().read_ahead.saturating_sub(begun);
+        if let Some(pg_wal) = file.path.parent().filter(|_| room > archive.config().read_ahead / 2) {
+            self.look_ahead(&archive, pg_wal, &file.name);
+        }
+        self.shared.work.notify_all();
+        let since = Instant::now();
+        self.asked = Some(Asked { name: file.name, was_ahead, since, pause: FIRST_PAUSE, retry_at: None });
+        Ok(())
+    }
+
+    fn look_ahead(&mut self, archive: &Archive, pg_wal: &Path, asked: &WalName) {
+        let most = archive.config().read_ahead;
+        let next = self.read_ahead.next_files(pg_wal, asked, archive.cluster().segment_size, most);
+        let mut state = self.shared.lock();
+        for name in next {
+            if state.jobs.len() > most {
+                break;
+            }
+            state.jobs.entry(name).or_insert_with(|| Job { path: pg_wal.join(name.to_string()), phase: Phase::Queued });
+        }
+    }
+
+    /// The answer for the file asked for, without waiting. A failure that may pass is tried again, with pauses, as
+    /// long as `may_retry` and within the retry timeout.
+    pub fn poll(&mut self, may_retry: bool) -> Answer {
+        let nothing_asked = || Answer::Failed(Error::new(Kind::Internal, "", "no file was asked for"));
+        let Some(asked) = &mut self.asked else { return nothing_asked() };
+        let mut state = self.shared.lock();
+        let retry_timeout = state.archive.as_ref().map_or(Duration::ZERO, |archive| archive.config().retry_timeout);
+        let Some(job) = state.jobs.get_mut(&asked.name) else { return nothing_asked() };
+        let now = Instant::now();
+        match &job.phase {
+            Phase::Failed(error) => {
+                let may_try_again = may_retry && error.is_worth_retrying() && now - asked.since < retry_timeout;
+                match asked.retry_at {
+                    _ if !may_try_again => {
+                        let error = error.clone();
+                        state.jobs.remove(&asked.name);
+                        state.asked = None;
+                        self.asked = None;
+                        return Answer::Failed(error);
+                    }
+                    None => {
+                        asked.retry_at = Some(now + asked.pause);
+                        asked.pause = (asked.pause * 2).min(LONGEST_PAUSE);
+                    }
+                    Some(at) if now >= at => {
+                        asked.retry_at = None;
+                        job.phase = Phase::Queued;
+                        self.totals.retries += 1;
+                        self.shared.work.notify_all();
+                    }
+                    Some(_) => {}
+                }
+                Answer::Waiting(asked.retry_at)
+            }
+            Phase::Done(stored) if Stamp::of_path(&job.path).ok() != Some(stored.stamp) => {
+                // Re-created since it was read: what is stored is another file, and the duplicate rule will say so.
+                job.phase = Phase::Queued;
+                self.shared.work.notify_all();
+                Answer::Waiting(None)
+            }
+            Phase::Done(stored) => {
+                let (stored, was_ahead) = (stored.clone(), asked.was_ahead);
+                state.jobs.remove(&asked.name);
+                state.asked = None;
+                self.asked = None;
+                drop(state);
+                self.totals.add(&stored, was_ahead);
+                Answer::Stored(stored)
+            }
+            Phase::Queued | Phase::Running | Phase::Stored(_) | Phase::Recording => Answer::Waiting(None),
+        }
+    }
+
+    /// Files in progress or stored ahead.
+    pub fn in_flight(&self) -> usize {
+        self.shared.lock().jobs.values().filter(|job| !matches!(job.phase, Phase::Failed(_))).count()
+    }
+
+    /// What was done since the start.
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Ends the workers; waits for them until `deadline` at the latest and answers whether all have ended. A worker
+    /// that hangs in the storage is left behind: it ends with the process, and nothing it does is reported.
+    pub fn stop(&mut self, deadline: Instant) -> bool {
+        self.shared.pulse.stop();
+        let mut state = self.shared.lock();
+        state.is_stopping = true;
+        self.shared.work.notify_all();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.workers == 0 || left.is_zero() {
+                return state.workers == 0;
+            }
+            let waited = self.shared.ended.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn start_workers(&mut self) -> Result<()> {
+        loop {
+            let mut state = self.shared.lock();
+            if state.is_stopping || state.workers >= state.wanted_workers {
+                return Ok(());
+            }
+            state.workers += 1;
+            let number = state.workers;
+            drop(state);
+            let shared = Arc::clone(&self.shared);
+            let spawned = with_signals_blocked(|| {
+                Builder::new().name(format!("archiver {number}")).spawn(move || run_worker(&shared))
+            });
+            if let Err(error) = spawned {
+                let mut state = self.shared.lock();
+                state.workers -= 1;
+                if state.workers > 0 {
+                    return Ok(());
+                }
+                let cause = crate::error::plain_cause(&error);
+                let failure = Error::new(Kind::Internal, "worker", format!("could not start a worker thread: {cause}"));
+                return Err(failure.hint("Raise the limit of processes for the user that runs PostgreSQL."));
+            }
+        }
+    }
+}
+
+/// Runs `spawn` while every signal is blocked, so that the new thread never runs a handler of the process and never
+/// takes a signal that was meant for its main thread.
+pub fn with_signals_blocked<T>(spawn: impl FnOnce() -> T) -> T {
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
+    let result = spawn();
+    if let Ok(before) = before {
+        // It can only fail for a mask that the kernel did not hand out.
+        let _ = before.thread_set_mask();
+    }
+    result
+}
+
+fn run_worker(shared: &Shared) {
+    let mut desk = Desk::default();
+    while let Some((file, archive, generation)) = next_job(shared) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| archive.store(&file, &mut desk))).unwrap_or_else(|panic| {
+            desk = Desk::default();
+            Err(panicked(&file.name, &*panic))
+        });
+        drop(archive);
+        let mut state = shared.lock();
+        if state.generation == generation
+            && let Some(job) = state.jobs.get_mut(&file.name)
+            && matches!(job.phase, Phase::Running)
+        {
+            job.phase = match outcome {
+                Ok(stored) => Phase::Stored(stored),
+                Err(error) => Phase::Failed(error),
+            };
+        }
+        drop(state);
+        record_stored(shared);
+        (shared.waker)();
+    }
+    shared.ended.notify_all();
+}
+
+/// Waits for work. Nothing: this worker is to end, and is no longer counted.
+fn next_job(shared: &Shared) -> Option<(WalFile, Arc<Archive>, u64)> {
+    let mut state = shared.lock();
+    loop {
+        if state.is_stopping || state.workers > state.wanted_workers {
+            state.workers -= 1;
+            return None;
+        }
+        // A file stored early may have waited for its line until it was asked for.
+        if !state.recordable().is_empty() {
+            drop(state);
+            record_stored(shared);
+            state = shared.lock();
+            continue;
+        }
+        if let Some(job) = state.take_job() {
+            return Some(job);
+        }
+        // Ended by a new job, or by the word to stop.
+        state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+impl State {
+    /// The file asked for if it is queued, else the first in PostgreSQL's order.
+    fn take_job(&mut self) -> Option<(WalFile, Arc<Archive>, u64)> {
+        let archive = self.archive.clone()?;
+        let is_queued = |job: &Job| matches!(job.phase, Phase::Queued);
+        let asked = self.asked.filter(|asked| self.jobs.get(asked).is_some_and(is_queued));
+        let name = asked.or_else(|| self.jobs.iter().find(|(_, job)| is_queued(job)).map(|(name, _)| *name))?;
+        let job = self.jobs.get_mut(&name)?;
+        job.phase = Phase::Running;
+        Some((WalFile { name, path: job.path.clone() }, archive, self.generation))
+    }
+
+    /// The stored files whose line may be written now: in order, up to the first that is not stored yet; and the one
+    /// asked for whatever lies before it. None while somebody writes.
+    fn recordable(&self) -> Vec<WalName> {
+        let mut names = Vec::new();
+        let mut is_blocked = self.is_recording;
+        for (name, job) in &self.jobs {
+            match &job.phase {
+                Phase::Stored(_) if !is_blocked || !self.is_recording && self.asked == Some(*name) => names.push(*name),
+                Phase::Queued | Phase::Running => is_blocked = true,
+                _ => {}
+            }
+        }
+        names
+    }
+
+    fn take_recordable(&mut self) -> Vec<StoredFile> {
+        let names = self.recordable();
+        let take = |name| {
+            let job = self.jobs.get_mut(&name)?;
+            match std::mem::replace(&mut job.phase, Phase::Recording) {
+                Phase::Stored(file) => Some(file),
+                _ => None,
+            }
+        };
+        names.into_iter().filter_map(take).collect()
+    }
+}
+
+/// Writes the lines that may be written; whoever comes meanwhile leaves its file to the one who writes.
+fn record_stored(shared: &Shared) {
+    loop {
+        let mut state = shared.lock();
+        let generation = state.generation;
+        let Some(archive) = state.archive.clone() else { return };
+        let batch = state.take_recordable();
+        if batch.is_empty() {
+            return;
+        }
+        state.is_recording = true;
+        drop(state);
+
+        let recorded = catch_unwind(AssertUnwindSafe(|| archive.record(&batch)))
+            .unwrap_or_else(|panic| Err(panicked(&batch[0].name, &*panic)));
+        shared.pulse.beat();
+
+        let mut state = shared.lock();
+        if state.generation != generation {
+            return;
+        }
+        state.is_recording = false;
+        for file in batch {
+            if let Some(job) = state.jobs.get_mut(&file.name) {
+                job.phase = match &recorded {
+                    Ok(()) => Phase::Done(file),
+                    Err(error) => Phase::Failed(error.clone()),
+                };
+            }
+        }
+        drop(state);
+        (shared.waker)();
+    }
+}
+
+fn panicked(name: &WalName, panic: &(dyn std::any::Any + Send)) -> Error {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let cause = text.unwrap_or("no message");
+    Error::new(Kind::Internal, name.to_string(), format!("internal error: {cause}"))
+        .hint("This is a fault of the archiver: please report it. The file is tried again by itself.")
+}

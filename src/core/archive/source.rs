@@ -1,0 +1,198 @@
+//! Reading the file to be archived: one pass that fills a buffer, hashes, and looks whether it is what its name says.
+
+use crate::codec::{self, Compression};
+use crate::error::{Error, Kind, Result};
+use crate::identity::Cluster;
+use crate::pulse::Pulse;
+use crate::sums::Hash;
+use crate::wal::{LongPageHeader, WalName};
+use std::fs::{File, Metadata};
+use std::io::{self, Read, Seek};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// A file to be archived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalFile {
+    /// Its name.
+    pub name: WalName,
+    /// Where it lies; relative to the working directory, as PostgreSQL says it.
+    pub path: PathBuf,
+}
+
+/// Which file it was: a file re-created under the same name has another stamp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified_ns: i128,
+}
+
+impl Stamp {
+    /// The stamp of the file at `path` now.
+    pub fn of_path(path: &Path) -> io::Result<Self> {
+        path.metadata().map(|meta| Stamp::of(&meta))
+    }
+
+    fn of(meta: &Metadata) -> Self {
+        Stamp {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.len(),
+            modified_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
+        }
+    }
+}
+
+/// A source that was read and is what its name says.
+pub struct Source {
+    /// The open file, for a second pass.
+    pub file: File,
+    /// Which file it was.
+    pub stamp: Stamp,
+    /// Its modification time.
+    pub modified: SystemTime,
+    /// Bytes of plain content.
+    pub plain_size: u64,
+    /// Hash of the plain content.
+    pub hash: Hash,
+    /// The format it is compressed in already; it is stored as it is then.
+    pub compression: Compression,
+    /// Whether the buffer holds the whole file.
+    pub is_in_memory: bool,
+}
+
+/// Small enough for the processor's cache, so that a piece is hashed while it is warm.
+const PIECE_BYTES: usize = 256 << 10;
+/// Labels and histories are a few hundred bytes.
+const MAX_TEXT_FILE_BYTES: u64 = 1 << 20;
+
+/// Reads `file`. Up to `max_buffer_bytes` it is left in `buffer`; a larger one leaves nothing there and is to be read again.
+pub fn read(
+    file: &WalFile,
+    cluster: &Cluster,
+    max_buffer_bytes: u64,
+    buffer: &mut Vec<u8>,
+    pulse: &Pulse,
+) -> Result<Source> {
+    let failed = |action: &str, error: &io::Error| Error::io(action, &file.path, error).of_kind(Kind::Source);
+    let mut opened = File::open(&file.path).map_err(|error| failed("open file", &error))?;
+    let meta = opened.metadata().map_err(|error| failed("stat file", &error))?;
+    if !meta.is_file() {
+        return Err(unfit(file, "it is not a regular file"));
+    }
+    let stamp = Stamp::of(&meta);
+    let is_in_memory = meta.len() <= max_buffer_bytes;
+
+    buffer.clear();
+    if is_in_memory {
+        let room = usize::try_from(meta.len()).unwrap_or(usize::MAX);
+        buffer.try_reserve_exact(room).map_err(|_| out_of_memory(file, meta.len()))?;
+    }
+    let as_it_is = scan(&mut opened, pulse, |piece| {
+        if is_in_memory {
+            buffer.extend_from_slice(piece);
+        }
+    })
+    .map_err(|error| failed("read file", &error))?;
+
+    let compression = Compression::detect(&as_it_is.head).unwrap_or(Compression::None);
+    let plain = match compression {
+        Compression::None => as_it_is,
+        _ => {
+            let limit = size_limit(&file.name, cluster);
+            let unreadable = |error: io::Error| {
+                let cause = crate::error::plain_cause(&error);
+                unfit(file, &format!("it is compressed with {} and does not unpack: {cause}", compression.name()))
+            };
+            opened.rewind().map_err(|error| failed("read file", &error))?;
+            let mut decoder = codec::decode(&opened, limit).map_err(unreadable)?;
+            scan(&mut decoder.plain, pulse, |_| {}).map_err(unreadable)?
+        }
+    };
+    check_content(file, cluster, &plain)?;
+
+    let now = opened.metadata().map_err(|error| failed("stat file", &error))?;
+    if Stamp::of(&now) != stamp {
+        return Err(unfit(file, "it changed while it was read").retry_if(true));
+    }
+    Ok(Source {
+        modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+        file: opened,
+        stamp,
+        plain_size: plain.size,
+        hash: plain.hash,
+        compression,
+        is_in_memory,
+    })
+}
+
+/// What one pass over a file's bytes tells.
+struct Scanned {
+    size: u64,
+    hash: Hash,
+    /// The first bytes, enough for a page header.
+    head: Vec<u8>,
+}
+
+fn scan(reader: &mut impl Read, pulse: &Pulse, mut each: impl FnMut(&[u8])) -> io::Result<Scanned> {
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut hasher = blake3::Hasher::new();
+    let (mut size, mut head) = (0, Vec::new());
+    loop {
+        let count = match reader.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        if pulse.is_stopped() {
+            return Err(io::Error::other("stopped before the file was read"));
+        }
+        pulse.beat();
+        let bytes = &piece[..count];
+        if head.len() < LongPageHeader::LENGTH {
+            let missing = LongPageHeader::LENGTH - head.len();
+            head.extend_from_slice(&bytes[..count.min(missing)]);
+        }
+        hasher.update(bytes);
+        each(bytes);
+        size += count as u64;
+    }
+    Ok(Scanned { size, hash: Hash(hasher.finalize()), head })
+}
+
+/// The most bytes a file of that name can have.
+fn size_limit(name: &WalName, cluster: &Cluster) -> u64 {
+    if name.is_wal() { cluster.segment_size.bytes() } else { MAX_TEXT_FILE_BYTES }
+}
+
+fn check_content(file: &WalFile, cluster: &Cluster, plain: &Scanned) -> Result<()> {
+    let segment = match file.name.segment().filter(|_| file.name.is_wal()) {
+        Some(segment) => segment,
+        None if plain.size == 0 => return Err(unfit(file, "it is empty")),
+        None if plain.size > MAX_TEXT_FILE_BYTES => {
+            return Err(unfit(file, &format!("it is {} bytes long", plain.size)));
+        }
+        None => return Ok(()),
+    };
+    let segment_size = cluster.segment_size.bytes();
+    if plain.size != segment_size {
+        return Err(unfit(file, &format!("it is {} bytes long, not {segment_size}", plain.size)));
+    }
+    let checked = LongPageHeader::parse(&plain.head).and_then(|header| header.check(segment, &cluster.expected()));
+    checked.map_err(|cause| unfit(file, &cause.to_string()))
+}
+
+fn unfit(file: &WalFile, cause: &str) -> Error {
+    Error::new(Kind::Source, file.path.display().to_string(), format!("the file is not what its name says: {cause}"))
+        .hint("Nothing was stored. Find out what put it into pg_wal before you remove it.")
+}
+
+fn out_of_memory(file: &WalFile, bytes: u64) -> Error {
+    Error::new(Kind::Storage, file.path.display().to_string(), format!("could not get {bytes} bytes of memory"))
+        .hint("Lower archiver.workers or archiver.memory_limit, or give the server more memory.")
+        .retry_if(true)
+}

@@ -1,0 +1,159 @@
+//! What can be judged of an archive from outside: the rows of `check()` that concern the storage.
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::identity::foreign_archive;
+use crate::place::{Place, Records};
+use crate::pulse::Pulse;
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{AccessFlags, access};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// How a row turned out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Good.
+    Ok,
+    /// Archiving goes on, and somebody should look.
+    Warning,
+    /// Archiving does not work, or not as intended.
+    Failed,
+}
+
+impl Verdict {
+    /// The word shown to users.
+    pub fn word(self) -> &'static str {
+        match self {
+            Verdict::Ok => "ok",
+            Verdict::Warning => "warning",
+            Verdict::Failed => "failed",
+        }
+    }
+}
+
+/// One row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// What was looked at.
+    pub name: &'static str,
+    /// How it turned out.
+    pub verdict: Verdict,
+    /// What was found.
+    pub detail: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+impl Row {
+    /// A row that is good.
+    pub fn ok(name: &'static str, detail: impl Into<String>) -> Self {
+        Row { name, verdict: Verdict::Ok, detail: detail.into(), hint: None }
+    }
+
+    /// A row that somebody should look at.
+    pub fn warning(name: &'static str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Row { name, verdict: Verdict::Warning, detail: detail.into(), hint: Some(hint.into()) }
+    }
+
+    /// A row that failed.
+    pub fn failed(name: &'static str, detail: impl Into<String>, hint: impl Into<String>) -> Self {
+        Row { name, verdict: Verdict::Failed, detail: detail.into(), hint: Some(hint.into()) }
+    }
+
+    /// A row that could not be judged, or whose judgement is this error.
+    pub fn of_error(name: &'static str, error: &Error) -> Self {
+        let detail = match error.detail_text() {
+            Some(sentence) => format!("{error}. {sentence}"),
+            None => error.to_string(),
+        };
+        Row { name, verdict: Verdict::Failed, detail, hint: error.hint_text().map(str::to_string) }
+    }
+
+    fn of(name: &'static str, judged: Result<Row>) -> Self {
+        judged.unwrap_or_else(|error| Row::of_error(name, &error))
+    }
+}
+
+/// Below this share of free space a file system is called nearly full.
+const FEW_FREE_PERCENT: u64 = 5;
+
+/// Judges the storage that `config` names, without writing to it, for the cluster with that system identifier.
+/// `data_directory` is where the cluster lies, to be compared with where its archive does.
+pub fn check_storage(config: &Config, system_identifier: u64, data_directory: &Path) -> Vec<Row> {
+    let place = match Place::open(config, &Arc::new(Pulse::new())) {
+        Ok(place) => place,
+        Err(error) => return vec![Row::of_error("storage", &error)],
+    };
+    let mut rows = vec![Row::ok("storage", place.location())];
+    rows.push(Row::of("identity", identity(&place, system_identifier)));
+    if let Some(records) = &place.records {
+        rows.push(writable(&place, records));
+        rows.push(Row::of("free space", free_space(records)));
+        rows.push(Row::of("separate device", separate_device(records, data_directory)));
+        rows.push(staging(records));
+    }
+    rows
+}
+
+fn identity(place: &Place, system_identifier: u64) -> Result<Row> {
+    let name = "identity";
+    Ok(match place.identity()? {
+        Some((identity, _)) if identity.names(system_identifier) => {
+            Row::ok(name, format!("system identifier {system_identifier}"))
+        }
+        Some((identity, _)) => {
+            Row::of_error(name, &foreign_archive(&place.location(), identity.system_identifier(), system_identifier))
+        }
+        None => Row::warning(
+            name,
+            format!("no archive at \"{}\" yet", place.location()),
+            "It is begun with the first WAL file. If there was one before: is the file system mounted?",
+        ),
+    })
+}
+
+fn writable(place: &Place, records: &Records) -> Row {
+    let name = "storage writable";
+    let server_folder = records.root().join(place.layout.server_folder());
+    let folder = if server_folder.exists() { server_folder } else { records.root().clone() };
+    match access(&folder, AccessFlags::W_OK | AccessFlags::X_OK) {
+        Ok(()) => Row::ok(name, folder.display().to_string()),
+        Err(errno) => Row::of_error(name, &Error::io("write to directory", &folder, &errno.into())),
+    }
+}
+
+fn free_space(records: &Records) -> Result<Row> {
+    let root = records.root();
+    let stats = statvfs(root).map_err(|errno| Error::io("stat file system of", root, &errno.into()))?;
+    let fragment = stats.fragment_size() as u64;
+    let (free, all) = (stats.blocks_available() as u64 * fragment, stats.blocks() as u64 * fragment);
+    let detail = format!("{} of {} MiB free", free >> 20, all >> 20);
+    Ok(if free < all / 100 * FEW_FREE_PERCENT {
+        Row::warning("free space", detail, "When the archive is full, WAL stays in pg_wal until that is full, too.")
+    } else {
+        Row::ok("free space", detail)
+    })
+}
+
+fn separate_device(records: &Records, data_directory: &Path) -> Result<Row> {
+    let device = |path: &Path| {
+        fs::metadata(path).map(|meta| meta.dev()).map_err(|error| Error::io("stat directory", path, &error))
+    };
+    Ok(if device(records.root())? == device(data_directory)? {
+        Row::warning(
+            "separate device",
+            "the archive lies on the same device as the data directory",
+            "One failed disk takes both: put the archive on another one.",
+        )
+    } else {
+        Row::ok("separate device", "the archive lies on another device than the data directory")
+    })
+}
+
+fn staging(records: &Records) -> Row {
+    let entries = fs::read_dir(records.staging()).map(|entries| entries.take(10_000).count()).unwrap_or(0);
+    Row::ok("staged files", format!("{entries} in the making"))
+}

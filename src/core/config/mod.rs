@@ -1,0 +1,289 @@
+//! Settings in two stages: what was typed ([`Settings`], texts under names) and what the archiver needs ([`Config`]).
+//!
+//! Every setting is a text until it is parsed here, numbers too. PostgreSQL would answer a bad value of a library's
+//! setting by quietly using the default; here it is an error that names setting, value and cause, in the server and
+//! in the program alike.
+
+mod units;
+mod url;
+
+pub use url::StorageUrl;
+
+use crate::codec::Compression;
+use crate::error::{Error, Kind, Result};
+use crate::layout::ServerName;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// A setting, by name: `archiver.<name>` in the server, `ARCHIVER_<NAME>` in the program's environment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// Where WAL is stored.
+    Storage,
+    /// The cluster's folder there.
+    ServerName,
+    /// How files are compressed.
+    Compression,
+    /// How hard.
+    CompressionLevel,
+    /// How many threads work.
+    Workers,
+    /// How far they look ahead.
+    ReadAhead,
+    /// How much memory they take.
+    MemoryLimit,
+    /// How long one file is tried.
+    RetryTimeout,
+}
+
+impl Setting {
+    /// All of them, in the order of the documentation.
+    pub const ALL: [Setting; 8] = [
+        Setting::Storage,
+        Setting::ServerName,
+        Setting::Compression,
+        Setting::CompressionLevel,
+        Setting::Workers,
+        Setting::ReadAhead,
+        Setting::MemoryLimit,
+        Setting::RetryTimeout,
+    ];
+
+    /// Its name without the prefix `archiver.`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Setting::Storage => "storage",
+            Setting::ServerName => "server_name",
+            Setting::Compression => "compression",
+            Setting::CompressionLevel => "compression_level",
+            Setting::Workers => "workers",
+            Setting::ReadAhead => "read_ahead",
+            Setting::MemoryLimit => "memory_limit",
+            Setting::RetryTimeout => "retry_timeout",
+        }
+    }
+
+    /// What it is where nobody says otherwise.
+    pub const fn default_value(self) -> &'static str {
+        match self {
+            Setting::Storage => "",
+            Setting::ServerName => "main",
+            Setting::Compression => "zstd",
+            Setting::CompressionLevel => "low",
+            Setting::Workers => "0",
+            Setting::ReadAhead => "16",
+            Setting::MemoryLimit => "256MB",
+            Setting::RetryTimeout => "60s",
+        }
+    }
+
+    /// One line for pg_settings and `--help`.
+    pub const fn description(self) -> &'static str {
+        match self {
+            Setting::Storage => "URL of the storage WAL files are archived to; empty means not configured.",
+            Setting::ServerName => "Name of this cluster's directory below the storage URL.",
+            Setting::Compression => "Compression of archived files: none or zstd.",
+            Setting::CompressionLevel => "Compression level: low, medium, high or a number in the format's range.",
+            Setting::Workers => "Threads that read, compress and store WAL files; 0 means one per core, at most 8.",
+            Setting::ReadAhead => "WAL files in progress beyond the one PostgreSQL asks for; 0 means one at a time.",
+            Setting::MemoryLimit => "Bound on the memory of all buffers; a segment too large for it is streamed.",
+            Setting::RetryTimeout => {
+                "How long one file is tried, without any progress, before PostgreSQL is told that it failed."
+            }
+        }
+    }
+
+    /// The setting of that name (without prefix).
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|setting| setting.name() == name)
+    }
+}
+
+/// What was typed, a text for every setting.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings([String; Setting::ALL.len()]);
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings(Setting::ALL.map(|setting| setting.default_value().to_string()))
+    }
+}
+
+impl Settings {
+    /// What was typed for `setting`, or its default.
+    pub fn get(&self, setting: Setting) -> &str {
+        &self.0[setting as usize]
+    }
+
+    /// Takes what was typed for `setting`.
+    pub fn set(&mut self, setting: Setting, value: impl Into<String>) {
+        self.0[setting as usize] = value.into();
+    }
+}
+
+/// What the archiver needs to know to do its work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where WAL is stored.
+    pub storage: StorageUrl,
+    /// The cluster's folder there.
+    pub server_name: ServerName,
+    /// How files are compressed.
+    pub compression: Compression,
+    /// The number of the level, as the format counts them.
+    pub level: i32,
+    /// Threads, at least one.
+    pub workers: usize,
+    /// Files in progress beyond the one asked for.
+    pub read_ahead: usize,
+    /// Bound on the memory of all buffers.
+    pub memory_limit_bytes: u64,
+    /// How long one file is tried without progress.
+    pub retry_timeout: Duration,
+}
+
+/// 0 workers means one per core, and no more than this.
+const MOST_AUTOMATIC_WORKERS: usize = 8;
+const WORKERS: RangeInclusive<u64> = 0..=64;
+const READ_AHEAD: RangeInclusive<u64> = 0..=1024;
+const MEMORY_LIMIT_BYTES: RangeInclusive<u64> = (16 << 20)..=(64 << 30);
+const RETRY_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
+
+impl Config {
+    /// Reads all settings; fails with the first that is missing or wrong.
+    pub fn parse(settings: &Settings) -> Result<Self> {
+        let get = |setting| settings.get(setting).trim();
+        let wrong = |setting: Setting, cause: String| Error::setting(setting.name(), settings.get(setting), cause);
+        let number = |setting: Setting, range: &RangeInclusive<u64>| match get(setting).parse::<u64>() {
+            Ok(number) if range.contains(&number) => Ok(number as usize),
+            _ => Err(wrong(setting, format!("It must be a whole number from {} to {}", range.start(), range.end()))),
+        };
+
+        if get(Setting::Storage).is_empty() {
+            return Err(Error::new(
+                Kind::Configuration,
+                "archiver.storage",
+                "parameter \"archiver.storage\" is not set",
+            )
+            .hint("Set it to the URL of the archive, for example file:///srv/wal, and reload the configuration."));
+        }
+        let storage = StorageUrl::parse(get(Setting::Storage)).map_err(|cause| match cause {
+            url::BadUrl::HoldsSecret => Error::new(
+                Kind::Configuration,
+                "archiver.storage",
+                "invalid value for parameter \"archiver.storage\": it holds a user name, a password or a key",
+            )
+            .hint("Every role can read settings: take the credentials out of the URL."),
+            other => wrong(Setting::Storage, other.to_string()),
+        })?;
+        let server_name = ServerName::parse(get(Setting::ServerName)).ok_or_else(|| {
+            let rule = "It takes 1 to 63 letters, digits, dots, underscores and hyphens, and no dot in front";
+            wrong(Setting::ServerName, rule.to_string())
+        })?;
+        let compression = Compression::from_name(get(Setting::Compression))
+            .ok_or_else(|| wrong(Setting::Compression, format!("Known are {}", Compression::names())))?;
+        let level = compression
+            .level(get(Setting::CompressionLevel))
+            .map_err(|cause| wrong(Setting::CompressionLevel, cause.to_string()))?;
+        let workers = match number(Setting::Workers, &WORKERS)? {
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_AUTOMATIC_WORKERS),
+            workers => workers,
+        };
+        let read_ahead = number(Setting::ReadAhead, &READ_AHEAD)?;
+        let memory_limit_bytes = units::parse_bytes(get(Setting::MemoryLimit))
+            .filter(|bytes| MEMORY_LIMIT_BYTES.contains(bytes))
+            .ok_or_else(|| {
+                let rule =
+                    "It must be a size from 16MB to 64GB; units are B, kB, MB, GB and TB, and kB where none is given";
+                wrong(Setting::MemoryLimit, rule.to_string())
+            })?;
+        let retry_timeout_ms = units::parse_milliseconds(get(Setting::RetryTimeout))
+            .filter(|ms| RETRY_TIMEOUT_MS.contains(ms))
+            .ok_or_else(|| {
+                let rule =
+                    "It must be a time from 1s to 1h; units are us, ms, s, min, h and d, and ms where none is given";
+                wrong(Setting::RetryTimeout, rule.to_string())
+            })?;
+        Ok(Config {
+            storage,
+            server_name,
+            compression,
+            level,
+            workers,
+            read_ahead,
+            memory_limit_bytes,
+            retry_timeout: Duration::from_millis(retry_timeout_ms),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(changes: &[(Setting, &str)]) -> Result<Config> {
+        let mut settings = Settings::default();
+        settings.set(Setting::Storage, "file:///srv/wal");
+        for (setting, value) in changes {
+            settings.set(*setting, *value);
+        }
+        Config::parse(&settings)
+    }
+
+    #[test]
+    fn the_defaults_need_only_a_storage() {
+        let config = parse(&[]).unwrap();
+        assert_eq!(config.server_name.to_string(), "main");
+        assert_eq!((config.compression, config.level), (Compression::Zstd, 1));
+        assert!((1..=8).contains(&config.workers));
+        assert_eq!(config.read_ahead, 16);
+        assert_eq!(config.memory_limit_bytes, 256 << 20);
+        assert_eq!(config.retry_timeout, Duration::from_secs(60));
+        let unset = Config::parse(&Settings::default()).unwrap_err();
+        assert_eq!(unset.to_string(), "parameter \"archiver.storage\" is not set");
+    }
+
+    #[test]
+    fn a_wrong_value_never_means_the_default() {
+        for (setting, value) in [
+            (Setting::Storage, "/srv/wal"),
+            (Setting::Storage, "ftp://host/x"),
+            (Setting::ServerName, "../main"),
+            (Setting::ServerName, ""),
+            (Setting::Compression, "zst"),
+            (Setting::Compression, ""),
+            (Setting::CompressionLevel, "23"),
+            (Setting::CompressionLevel, ""),
+            (Setting::Workers, "-1"),
+            (Setting::Workers, "two"),
+            (Setting::Workers, "65"),
+            (Setting::ReadAhead, "1025"),
+            (Setting::MemoryLimit, "15MB"),
+            (Setting::MemoryLimit, "256mb"),
+            (Setting::MemoryLimit, "-1"),
+            (Setting::RetryTimeout, "0"),
+            (Setting::RetryTimeout, "60 parsecs"),
+        ] {
+            let error = parse(&[(setting, value)]).expect_err(value);
+            assert_eq!(error.kind(), Kind::Configuration);
+            assert_eq!(error.subject(), format!("archiver.{}", setting.name()));
+            assert!(error.message().contains(&format!("\"{value}\"")), "{error}");
+            assert!(error.detail_text().is_some_and(|detail| detail.ends_with('.')), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_secret_in_the_url_is_not_repeated_in_the_message() {
+        let error = parse(&[(Setting::Storage, "file://user:sesame@host/srv/wal")]).unwrap_err();
+        assert!(!format!("{error:?}").contains("sesame"));
+    }
+
+    #[test]
+    fn every_setting_is_found_by_its_name() {
+        for setting in Setting::ALL {
+            assert_eq!(Setting::from_name(setting.name()), Some(setting));
+            assert_eq!(Settings::default().get(setting), setting.default_value());
+        }
+        assert_eq!(Setting::from_name("compresion"), None);
+    }
+}

@@ -1,0 +1,341 @@
+//! Files that survive: staged under a name of ours, made durable, then published under their own.
+//!
+//! The only room that calls fsync, link and rename. Nothing here overwrites: [`StagedFile::publish`] fails where
+//! a file stands, and only [`StagedFile::replace`], for files of our own that have one writer, puts a new one there.
+
+use crate::error::{Error, Result};
+use crate::owner::Owner;
+use crate::pulse::Pulse;
+use crate::sys;
+use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// After how many bytes the kernel is asked to start writing them back.
+const WRITEBACK_BYTES: u64 = 1 << 20;
+
+/// Access rights of what is created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode {
+    file: u32,
+}
+
+impl Mode {
+    /// Owner only.
+    pub const PRIVATE: Mode = Mode { file: 0o600 };
+
+    /// Files get `file`, directories the same with `x` where there is `r`. The owner must be able to read and write.
+    pub fn new(file: u32) -> Option<Self> {
+        (file & !0o666 == 0 && file & 0o600 == 0o600).then_some(Mode { file })
+    }
+
+    /// For a file.
+    pub fn file(self) -> u32 {
+        self.file
+    }
+
+    /// For a directory.
+    pub fn directory(self) -> u32 {
+        self.file | (self.file & 0o444) >> 2
+    }
+}
+
+/// Makes the entries of a directory durable. File systems that cannot sync a directory (EINVAL) are taken at their word.
+pub fn sync_directory(path: &Path) -> Result<()> {
+    let synced = File::open(path).and_then(|directory| match directory.sync_all() {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        other => other,
+    });
+    synced.map_err(|error| Error::io("fsync directory", path, &error))
+}
+
+/// Makes the content of an existing file durable.
+pub fn sync_file(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| Error::io("fsync file", path, &error))
+}
+
+/// Makes one directory; its parent must exist. A directory that is there already is fine and left as it is.
+/// The new entry is not durable until the parent is synced.
+pub fn create_directory(path: &Path, mode: Mode) -> Result<()> {
+    let made = fs::DirBuilder::new().mode(mode.directory()).create(path);
+    match made {
+        Ok(()) => {
+            // The umask may have taken bits away; the setgid bit inherited from the parent must stay.
+            let inherited = fs::metadata(path).map(|meta| meta.mode() & 0o2000);
+            inherited
+                .and_then(|setgid| fs::set_permissions(path, Permissions::from_mode(mode.directory() | setgid)))
+                .map_err(|error| Error::io("set permissions of directory", path, &error))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(Error::io("create directory", path, &error)),
+    }
+}
+
+/// What became of a file offered for publication.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// It stands under its name now.
+    Created,
+    /// Another file stood there, and still does.
+    AlreadyExists,
+}
+
+/// A file being written under a name of ours; it is removed when dropped unless it was published by a rename.
+pub struct StagedFile<'a> {
+    path: PathBuf,
+    file: File,
+    written: u64,
+    handed_to_kernel: u64,
+    pulse: &'a Pulse,
+    gone: bool,
+}
+
+impl<'a> StagedFile<'a> {
+    /// Creates an empty one in `directory`. Its name tells its maker ([`Owner`]), behind `prefix`.
+    /// Writing beats `pulse`, and fails once that was told to stop.
+    pub fn create(directory: &Path, prefix: &str, mode: Mode, pulse: &'a Pulse) -> Result<Self> {
+        let path = directory.join(format!("{prefix}{}", Owner::current().unique_name()));
+        let opened = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .mode(mode.file())
+            .open(&path);
+        let file = opened.map_err(|error| Error::io("create file", &path, &error))?;
+        let staged = StagedFile { path, file, written: 0, handed_to_kernel: 0, pulse, gone: false };
+        staged
+            .file
+            .set_permissions(Permissions::from_mode(mode.file()))
+            .map_err(|error| Error::io("set permissions of file", &staged.path, &error))?;
+        Ok(staged)
+    }
+
+    /// Its path while it is staged.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How many bytes were written to it.
+    pub fn len(&self) -> u64 {
+        self.written
+    }
+
+    /// Whether nothing was written to it.
+    pub fn is_empty(&self) -> bool {
+        self.written == 0
+    }
+
+    /// Makes the content and the modification time durable.
+    pub fn sync(&mut self, modified: Option<SystemTime>) -> Result<()> {
+        if let Some(modified) = modified {
+            self.file
+                .set_times(FileTimes::new().set_modified(modified))
+                .map_err(|error| Error::io("set times of file", &self.path, &error))?;
+        }
+        self.file.sync_all().map_err(|error| Error::io("fsync file", &self.path, &error))
+    }
+
+    /// Gives the file the name `target` on the same file system, never replacing what stands there.
+    /// The entry is durable once its directory is synced.
+    pub fn publish(mut self, target: &Path) -> Result<Published> {
+        let linked = fs::hard_link(&self.path, target).or_else(|error| match error.raw_os_error() {
+            // No hard links here (some network and FUSE file systems): a rename that must not replace does as well.
+            Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS | libc::EMLINK) => {
+                rename_without_replacing(&self.path, target).inspect(|()| self.gone = true)
+            }
+            _ => Err(error),
+        });
+        match linked {
+            Ok(()) => Ok(Published::Created),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Published::AlreadyExists),
+            Err(error) => Err(Error::io("create file", target, &error)),
+        }
+    }
+
+    /// Renames the file to `target`, replacing what stands there.
+    pub fn replace(mut self, target: &Path) -> Result<()> {
+        fs::rename(&self.path, target).map_err(|error| Error::io("rename file to", target, &error))?;
+        self.gone = true;
+        Ok(())
+    }
+}
+
+fn rename_without_replacing(from: &Path, to: &Path) -> io::Result<()> {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    Ok(renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE)?)
+}
+
+impl Write for StagedFile<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.pulse.is_stopped() {
+            // Not ErrorKind::Interrupted, which the standard library answers by trying again.
+            return Err(io::Error::other("stopped before the file was complete"));
+        }
+        let piece = &bytes[..bytes.len().min(WRITEBACK_BYTES as usize)];
+        let count = self.file.write(piece)?;
+        self.written += count as u64;
+        self.pulse.beat();
+        if self.written - self.handed_to_kernel >= WRITEBACK_BYTES {
+            sys::start_writeback(&self.file, self.handed_to_kernel, self.written - self.handed_to_kernel);
+            self.handed_to_kernel = self.written;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for StagedFile<'_> {
+    fn drop(&mut self) {
+        if !self.gone {
+            // What stays behind is swept by whoever opens the archive next.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Puts a small file of our own, which has one writer, at `path`: readers see the old content or the new, never a part.
+/// With `is_durable` it survives the loss of power; without, it may be gone after one.
+pub fn replace_file(path: &Path, content: &[u8], is_durable: bool) -> Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let prefix = path.file_name().map(|name| format!("{}.", name.to_string_lossy())).unwrap_or_default();
+    sweep_leftovers(directory, &prefix)?;
+    let pulse = Pulse::new();
+    let mut staged = StagedFile::create(directory, &prefix, Mode::PRIVATE, &pulse)?;
+    staged.write_all(content).map_err(|error| Error::io("write file", staged.path(), &error))?;
+    if is_durable {
+        staged.sync(None)?;
+    }
+    staged.replace(path)?;
+    if is_durable { sync_directory(directory) } else { Ok(()) }
+}
+
+/// Removes temporary files in `directory` whose name starts with `prefix` and whose maker is gone; answers how many.
+/// A directory that is not there holds none. At most a few thousand are looked at in one call.
+pub fn sweep_leftovers(directory: &Path, prefix: &str) -> Result<u64> {
+    const MOST: usize = 10_000;
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(Error::io("read directory", directory, &error)),
+    };
+    let mut removed = 0;
+    for entry in entries.take(MOST).flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(prefix)).and_then(Owner::of_name);
+        let modified = entry.metadata().and_then(|meta| meta.modified());
+        let is_leftover = owner.zip(modified.ok()).is_some_and(|(owner, modified)| owner.has_left(modified));
+        // Another process may sweep at the same time.
+        if is_leftover && fs::remove_file(entry.path()).is_ok() {
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn staged<'a>(directory: &Path, pulse: &'a Pulse) -> StagedFile<'a> {
+        let mut file = StagedFile::create(directory, "", Mode::new(0o640).unwrap(), pulse).unwrap();
+        file.write_all(b"content").unwrap();
+        file
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_published_file_stands_alone_with_its_mode_and_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let pulse = Pulse::new();
+        let mut file = staged(directory.path(), &pulse);
+        let modified = SystemTime::UNIX_EPOCH + std::time::Duration::from_nanos(1_615_159_937_463_971_234);
+        file.sync(Some(modified)).unwrap();
+        assert_eq!(file.publish(&directory.path().join("wal")).unwrap(), Published::Created);
+        assert_eq!(names(directory.path()), ["wal"]);
+        let meta = fs::metadata(directory.path().join("wal")).unwrap();
+        assert_eq!(meta.mode() & 0o7777, 0o640);
+        assert_eq!(meta.modified().unwrap(), modified);
+    }
+
+    #[test]
+    fn publishing_never_replaces() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("wal");
+        fs::write(&target, "older").unwrap();
+        let pulse = Pulse::new();
+        assert_eq!(staged(directory.path(), &pulse).publish(&target).unwrap(), Published::AlreadyExists);
+        assert_eq!(fs::read_to_string(&target).unwrap(), "older");
+        assert_eq!(names(directory.path()), ["wal"]);
+    }
+
+    #[test]
+    fn renaming_instead_of_linking_never_replaces_either() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("from"), directory.path().join("to"));
+        fs::write(&from, "new").unwrap();
+        fs::write(&to, "older").unwrap();
+        let error = rename_without_replacing(&from, &to).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        fs::remove_file(&to).unwrap();
+        rename_without_replacing(&from, &to).unwrap();
+        assert_eq!(names(directory.path()), ["to"]);
+    }
+
+    #[test]
+    fn a_stopped_pulse_ends_a_write() {
+        let directory = tempfile::tempdir().unwrap();
+        let pulse = Pulse::new();
+        let mut file = staged(directory.path(), &pulse);
+        let beats = pulse.beats();
+        file.write_all(b"more").unwrap();
+        assert!(pulse.beats() > beats);
+        pulse.stop();
+        assert!(file.write_all(b"more").is_err());
+        drop(file);
+        assert!(names(directory.path()).is_empty());
+    }
+
+    #[test]
+    fn only_leftovers_of_the_dead_are_swept() {
+        let directory = tempfile::tempdir().unwrap();
+        let alive = Owner::current().unique_name();
+        let host = alive.split('.').next().unwrap();
+        let dead = format!("{host}.4194305.1.0");
+        for name in [&alive, &dead, "foreign.file", "elsewhere.1.1.1"] {
+            fs::write(directory.path().join(name), "x").unwrap();
+        }
+        assert_eq!(sweep_leftovers(directory.path(), "").unwrap(), 1);
+        assert!(!directory.path().join(dead).exists());
+        assert_eq!(names(directory.path()).len(), 3);
+        assert_eq!(sweep_leftovers(&directory.path().join("missing"), "").unwrap(), 0);
+    }
+
+    #[test]
+    fn modes_give_directories_x_where_there_is_r() {
+        assert_eq!(Mode::new(0o640).unwrap().directory(), 0o750);
+        assert_eq!(Mode::PRIVATE.directory(), 0o700);
+        assert_eq!(Mode::new(0o664).unwrap().directory(), 0o775);
+        for wrong in [0o777, 0o400, 0o4600, 0o044] {
+            assert_eq!(Mode::new(wrong), None, "{wrong:o}");
+        }
+    }
+
+    #[test]
+    fn a_created_directory_keeps_the_setgid_bit_of_its_parent() {
+        let parent = tempfile::tempdir().unwrap();
+        fs::set_permissions(parent.path(), Permissions::from_mode(0o2755)).unwrap();
+        let made = parent.path().join("wals");
+        create_directory(&made, Mode::new(0o640).unwrap()).unwrap();
+        assert_eq!(fs::metadata(&made).unwrap().mode() & 0o7777, 0o2750);
+        create_directory(&made, Mode::PRIVATE).unwrap();
+    }
+}

@@ -1,0 +1,177 @@
+//! Whose archive it is: Barman's identity.json at the storage, and our own memory of having seen it.
+
+use crate::durable;
+use crate::error::{Error, Kind, Result};
+use crate::wal::{Expected, SegmentSize};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What a cluster says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Made by initdb, kept by every physical copy.
+    pub system_identifier: u64,
+    /// Major version of the server.
+    pub major: u32,
+    /// Size of its WAL segments.
+    pub segment_size: SegmentSize,
+}
+
+impl Cluster {
+    /// What the page headers of its segments must say.
+    pub fn expected(&self) -> Expected {
+        Expected {
+            major: Some(self.major),
+            system_identifier: Some(self.system_identifier),
+            segment_size: Some(self.segment_size),
+        }
+    }
+}
+
+/// The content of identity.json: both values are texts, compared as texts. Other keys may be there and are not touched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    systemid: String,
+    #[serde(default)]
+    version: String,
+}
+
+/// Far beyond any identity file.
+pub const MAX_IDENTITY_BYTES: u64 = 64 << 10;
+
+impl Identity {
+    /// The identity of that cluster.
+    pub fn of(cluster: &Cluster) -> Self {
+        Identity { systemid: cluster.system_identifier.to_string(), version: cluster.major.to_string() }
+    }
+
+    /// Reads an identity file.
+    pub fn parse(text: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(text)
+    }
+
+    /// As Barman writes it: keys sorted, four blanks of indentation, a final newline.
+    pub fn to_json(&self) -> String {
+        format!(
+            "{{\n    \"systemid\": {},\n    \"version\": {}\n}}\n",
+            serde_json::Value::from(self.systemid.as_str()),
+            serde_json::Value::from(self.version.as_str())
+        )
+    }
+
+    /// The system identifier, as text.
+    pub fn system_identifier(&self) -> &str {
+        &self.systemid
+    }
+
+    /// Whether it names that cluster.
+    pub fn names(&self, system_identifier: u64) -> bool {
+        self.systemid == system_identifier.to_string()
+    }
+}
+
+/// The refusal to touch another cluster's archive.
+pub fn foreign_archive(location: &str, found: &str, ours: u64) -> Error {
+    Error::new(Kind::Identity, location, format!("the archive at \"{location}\" belongs to another cluster"))
+        .detail(format!("It was made by the cluster with system identifier {found}; this one is {ours}."))
+        .hint(
+            "Set another archiver.server_name (after initdb or pg_upgrade), \
+             or another archiver.storage (where two clusters have the same name).",
+        )
+}
+
+/// The refusal to begin an archive anew where one has been.
+pub fn vanished_archive(location: &str, marker: Option<&Path>) -> Error {
+    let on_purpose = marker.map(|marker| {
+        format!(" If the archive was removed on purpose, remove the file \"{}\" as well.", marker.display())
+    });
+    Error::new(Kind::Identity, location, format!("the archive at \"{location}\" has vanished"))
+        .detail("Its identity.json was there before and is not there now; nothing was stored.")
+        .hint(format!("Is the file system mounted?{}", on_purpose.unwrap_or_default()))
+}
+
+/// The memory, in the data directory, of archives this cluster has begun: without it an unmounted disk would look
+/// like a new place after a restart.
+#[derive(Clone, Debug)]
+pub struct Marker {
+    path: PathBuf,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Established {
+    system_identifier: String,
+    archive: String,
+}
+
+impl Marker {
+    /// The marker kept at `path`.
+    pub fn new(path: PathBuf) -> Self {
+        Marker { path }
+    }
+
+    /// Where it is kept.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether this cluster has begun an archive at that location. What cannot be read was not written by us.
+    pub fn remembers(&self, cluster: &Cluster, archive: &str) -> Result<bool> {
+        match fs::read(&self.path) {
+            Ok(text) => Ok(serde_json::from_slice(&text).is_ok_and(|seen: Established| {
+                seen.archive == archive && seen.system_identifier == cluster.system_identifier.to_string()
+            })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io("read file", &self.path, &error)),
+        }
+    }
+
+    /// Remembers it, durably.
+    pub fn remember(&self, cluster: &Cluster, archive: &str) -> Result<()> {
+        let seen =
+            Established { system_identifier: cluster.system_identifier.to_string(), archive: archive.to_string() };
+        let text = serde_json::to_string(&seen)
+            .map_err(|error| Error::new(Kind::Internal, archive, format!("could not write a marker: {error}")))?;
+        durable::replace_file(&self.path, text.as_bytes(), true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: Cluster =
+        Cluster { system_identifier: 7_300_000_000_000_000_001, major: 15, segment_size: SegmentSize::DEFAULT };
+
+    #[test]
+    fn the_identity_file_is_barmans_byte_for_byte() {
+        let identity = Identity::of(&CLUSTER);
+        let json = "{\n    \"systemid\": \"7300000000000000001\",\n    \"version\": \"15\"\n}\n";
+        assert_eq!(identity.to_json(), json);
+        assert_eq!(Identity::parse(json.as_bytes()).unwrap(), identity);
+        assert!(identity.names(CLUSTER.system_identifier));
+    }
+
+    #[test]
+    fn unknown_keys_are_fine_and_junk_is_not() {
+        let more = Identity::parse(br#"{"systemid": "1", "version": "17", "more": [1]}"#).unwrap();
+        assert!(more.names(1));
+        assert!(Identity::parse(b"").is_err());
+        assert!(Identity::parse(b"[]").is_err());
+        assert!(Identity::parse(br#"{"version": "17"}"#).is_err());
+    }
+
+    #[test]
+    fn the_marker_remembers_one_archive_of_one_cluster() {
+        let directory = tempfile::tempdir().unwrap();
+        let marker = Marker::new(directory.path().join("archiver.established"));
+        assert!(!marker.remembers(&CLUSTER, "/srv/wal/main").unwrap());
+        marker.remember(&CLUSTER, "/srv/wal/main").unwrap();
+        assert!(marker.remembers(&CLUSTER, "/srv/wal/main").unwrap());
+        assert!(!marker.remembers(&CLUSTER, "/srv/wal/other").unwrap());
+        let clone = Cluster { system_identifier: 8, ..CLUSTER };
+        assert!(!marker.remembers(&clone, "/srv/wal/main").unwrap());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,139 @@
+//! Where things lie below the storage URL: Barman's local layout, and what is ours beside it.
+
+use crate::wal::WalName;
+use std::fmt;
+
+/// The name of a cluster below a URL: `[A-Za-z0-9._-]{1,63}`, not starting with a dot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerName(String);
+
+impl ServerName {
+    /// Reads a name; refuses what could leave its directory, hide, or need quoting.
+    pub fn parse(name: &str) -> Option<Self> {
+        let fits = (1..=63).contains(&name.len())
+            && !name.starts_with('.')
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        fits.then(|| ServerName(name.to_string()))
+    }
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Keys of one cluster's archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    server_name: ServerName,
+}
+
+impl Layout {
+    /// The layout of that cluster's archive.
+    pub fn new(server_name: ServerName) -> Self {
+        Layout { server_name }
+    }
+
+    /// The cluster's own folder.
+    pub fn server_folder(&self) -> String {
+        self.server_name.to_string()
+    }
+
+    /// The folder of all WAL files; it never holds a foreign name.
+    pub fn wals_folder(&self) -> String {
+        format!("{}/wals", self.server_name)
+    }
+
+    /// A WAL file's object; `suffix` is empty in local storage.
+    pub fn wal_key(&self, name: &WalName, suffix: &str) -> String {
+        match name.hash_directory() {
+            directory if directory.is_empty() => format!("{}/wals/{name}{suffix}", self.server_name),
+            directory => format!("{}/wals/{directory}/{name}{suffix}", self.server_name),
+        }
+    }
+
+    /// The WAL file that an object in local storage is; nothing for any other object.
+    pub fn wal_name(&self, key: &str) -> Option<WalName> {
+        let name = WalName::parse(key.rsplit('/').next()?).ok()?;
+        (self.wal_key(&name, "") == key).then_some(name)
+    }
+
+    /// Barman's identity file.
+    pub fn identity_key(&self) -> String {
+        format!("{}/identity.json", self.server_name)
+    }
+
+    /// Barman's catalogue of WAL files.
+    pub fn catalogue_key(&self) -> String {
+        format!("{0}/wals/{0}-xlog.db", self.server_name)
+    }
+
+    /// The lock of Barman's catalogue, beside the cluster's folder.
+    pub fn catalogue_lock_key(&self) -> String {
+        format!(".{}-xlogdb.lock", self.server_name)
+    }
+
+    /// Our sums of the files of one hash directory; the history files, which have none, share `history`.
+    pub fn sums_key(&self, name: &WalName) -> String {
+        match name.hash_directory() {
+            directory if directory.is_empty() => format!("{}/sums/history", self.server_name),
+            directory => format!("{}/sums/{directory}", self.server_name),
+        }
+    }
+
+    /// The folder of files in the making.
+    pub fn staging_folder(&self) -> String {
+        format!("{}/.staging", self.server_name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> Layout {
+        Layout::new(ServerName::parse("main").unwrap())
+    }
+
+    #[test]
+    fn keys_are_barmans() {
+        let key = |name: &str, suffix| layout().wal_key(&WalName::parse(name).unwrap(), suffix);
+        assert_eq!(key("000000010000000200000042", ""), "main/wals/0000000100000002/000000010000000200000042");
+        assert_eq!(
+            key("000000010000000200000042.00000028.backup", ".gz"),
+            "main/wals/0000000100000002/000000010000000200000042.00000028.backup.gz"
+        );
+        assert_eq!(
+            key("0000000100000002000000ab.partial", ".zst"),
+            "main/wals/0000000100000002/0000000100000002000000AB.partial.zst"
+        );
+        assert_eq!(key("00000002.history", ""), "main/wals/00000002.history");
+        assert_eq!(layout().catalogue_key(), "main/wals/main-xlog.db");
+        assert_eq!(layout().catalogue_lock_key(), ".main-xlogdb.lock");
+    }
+
+    #[test]
+    fn an_object_is_a_wal_file_only_where_that_file_belongs() {
+        for (key, name) in [
+            ("main/wals/0000000100000002/000000010000000200000042", Some("000000010000000200000042")),
+            ("main/wals/00000002.history", Some("00000002.history")),
+            ("main/wals/0000000100000003/000000010000000200000042", None),
+            ("main/wals/000000010000000200000042", None),
+            ("main/wals/main-xlog.db", None),
+            ("other/wals/00000002.history", None),
+        ] {
+            assert_eq!(layout().wal_name(key).map(|found| found.to_string()).as_deref(), name, "{key}");
+        }
+    }
+
+    #[test]
+    fn server_names_cannot_leave_their_directory() {
+        for good in ["main", "pg-15_prod.eu", "9", &"x".repeat(63)] {
+            assert!(ServerName::parse(good).is_some(), "{good}");
+        }
+        for bad in ["", ".", "..", ".main", "a/b", "a b", "ä", "a\n", &"x".repeat(64)] {
+            assert!(ServerName::parse(bad).is_none(), "{bad:?}");
+        }
+    }
+}

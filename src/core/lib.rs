@@ -1,0 +1,38 @@
+//! The WAL archiver without PostgreSQL.
+//!
+//! ```text
+//! wal   codec   error        leaves: no I/O, no settings, no clock, no threads
+//!   \     |       |
+//!    layout     config       config knows only the enums of the leaves
+//!        \       /
+//!         store              keys and bytes; nothing of WAL names or codecs
+//!           |
+//!         place              a store with its layout and its records (catalogue, sums)
+//!        /     \
+//!   archive   restore        the only rooms that join the pieces
+//! ```
+//! `durable`, `owner`, `pulse` and `sys` are what the file-system rooms stand on. Nothing here knows pgrx.
+#![deny(unsafe_code)]
+
+pub mod archive;
+pub mod catalogue;
+pub mod check;
+pub mod codec;
+pub mod config;
+pub mod durable;
+pub mod error;
+pub mod identity;
+pub mod layout;
+pub mod owner;
+pub mod place;
+pub mod pulse;
+pub mod report;
+pub mod restore;
+pub mod server_conf;
+pub mod state;
+pub mod store;
+pub mod sums;
+mod sys;
+pub mod wal;
+
+pub use error::{Error, Kind, Result};

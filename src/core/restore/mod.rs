@@ -1,0 +1,175 @@
+//! Fetching a WAL file back: found, decoded, compared with what was stored, and put in place whole or not at all.
+
+use crate::codec;
+use crate::durable::{self, Mode, StagedFile};
+use crate::error::{Error, Kind, Result, plain_cause};
+use crate::identity::foreign_archive;
+use crate::place::Place;
+use crate::pulse::Pulse;
+use crate::store::Object;
+use crate::sums::Hash;
+use crate::wal::{BadHeader, Expected, LongPageHeader, WalName};
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Temporary files beside the destination start with this, followed by who makes them.
+const TEMPORARY_PREFIX: &str = "archiver.restore.";
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// What is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The file.
+    pub name: WalName,
+    /// Where it goes.
+    pub destination: &'a Path,
+    /// Whether `<name>.partial` does where the whole segment is not there.
+    pub or_partial: bool,
+    /// The cluster that asks, where it is known.
+    pub system_identifier: Option<u64>,
+    /// How long failures that may pass are tried again.
+    pub retry_timeout: Duration,
+}
+
+/// A file that was put in place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The file it was made from; a partial one where the whole was not there.
+    pub name: WalName,
+    /// Where that lies.
+    pub location: String,
+    /// Bytes of plain content.
+    pub size: u64,
+}
+
+/// Restores one file.
+///
+/// Fails with [`Kind::NotFound`] only where the archive itself was seen and is this cluster's: whoever takes
+/// the answer for the end of the WAL must be able to rely on it. Everything else that goes wrong is another failure,
+/// and those that may pass are tried again until the timeout.
+pub fn restore(place: &Place, request: &Request<'_>) -> Result<Restored> {
+    let started = Instant::now();
+    loop {
+        match restore_once(place, request) {
+            Err(error) if error.is_worth_retrying() && started.elapsed() + PAUSE < request.retry_timeout => {
+                std::thread::sleep(PAUSE);
+            }
+            other => return other,
+        }
+    }
+}
+
+fn restore_once(place: &Place, request: &Request<'_>) -> Result<Restored> {
+    let partial = match request.name {
+        WalName::Segment(segment) if request.or_partial => Some(WalName::Partial(segment)),
+        _ => None,
+    };
+    for name in [Some(request.name), partial].into_iter().flatten() {
+        let key = place.layout.wal_key(&name, "");
+        if let Some(object) = place.store.get(&key)? {
+            let location = place.store.location(&key);
+            let size = put_in_place(place, request, &name, object, &location)?;
+            return Ok(Restored { name, location, size });
+        }
+    }
+    confirm_archive(place, request.system_identifier)?;
+    Err(Error::new(
+        Kind::NotFound,
+        request.name.to_string(),
+        format!("\"{}\" is not in the archive at \"{}\"", request.name, place.location()),
+    ))
+}
+
+/// Whether there is an archive at all, and the right one: its identity file was read, or, where Barman keeps none, at
+/// least one WAL file was seen.
+fn confirm_archive(place: &Place, system_identifier: Option<u64>) -> Result<()> {
+    let location = place.location();
+    match (place.identity()?, system_identifier) {
+        (Some((identity, _)), Some(ours)) if !identity.names(ours) => {
+            Err(foreign_archive(&location, identity.system_identifier(), ours))
+        }
+        (Some(_), _) => Ok(()),
+        (None, _) if !place.list_wal(None, 1)?.is_empty() => Ok(()),
+        (None, _) => Err(Error::new(
+            Kind::Identity,
+            location.clone(),
+            format!("there is no archive at \"{location}\""),
+        )
+        .detail("Neither an identity.json nor any WAL file is there, so it cannot be told that a file is missing.")
+        .hint("Is the file system mounted? Are archiver.storage and archiver.server_name those of the server that archived?")),
+    }
+}
+
+fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Object, location: &str) -> Result<u64> {
+    let damaged = |cause: String| {
+        Error::new(Kind::Damaged, location, format!("the archived copy \"{location}\" is damaged: {cause}"))
+            .hint("Restore it from another copy of the archive; PostgreSQL must not go on without it.")
+    };
+    let destination = request.destination;
+    let directory = match destination.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    durable::sweep_leftovers(directory, TEMPORARY_PREFIX)?;
+    let stored_size = object.meta.stored_size;
+
+    let pulse = Pulse::new();
+    let mut staged = StagedFile::create(directory, TEMPORARY_PREFIX, Mode::PRIVATE, &pulse)?;
+    let mut decoder = codec::decode(object.body, 1 << 30).map_err(|error| unreadable(location, &error))?;
+    let mut hasher = blake3::Hasher::new();
+    let mut head = Vec::with_capacity(LongPageHeader::LENGTH);
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        let count = match decoder.plain.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.raw_os_error().is_some() => return Err(unreadable(location, &error)),
+            Err(error) => return Err(damaged(plain_cause(&error))),
+        };
+        let bytes = &piece[..count];
+        head.extend_from_slice(&bytes[..count.min(LongPageHeader::LENGTH - head.len())]);
+        hasher.update(bytes);
+        staged.write_all(bytes).map_err(|error| Error::io("write file", staged.path(), &error))?;
+    }
+    let (size, hash) = (staged.len(), Hash(hasher.finalize()));
+
+    if name.is_wal() {
+        let segment_size = check_segment(name, request.system_identifier, &head).map_err(|cause| match cause {
+            BadHeader::SystemIdentifier { found, expected } => {
+                foreign_archive(&place.location(), &found.to_string(), expected)
+            }
+            other => damaged(other.to_string()),
+        })?;
+        // PostgreSQL takes a wrong size for FATAL.
+        if size != segment_size {
+            return Err(damaged(format!("it is {size} bytes long, not {segment_size}")));
+        }
+    } else if size == 0 {
+        return Err(damaged("it is empty".to_string()));
+    }
+    if let Some(records) = &place.records
+        && let Some(sum) = records.find_sum(&place.layout, name)?
+        // A line that speaks of other stored bytes was left by an older copy.
+        && sum.stored_size == stored_size
+        && (sum.size, sum.hash) != (size, hash)
+    {
+        return Err(damaged(format!("it was stored as {}, and reads as {hash}", sum.hash)));
+    }
+    staged.replace(destination)?;
+    Ok(size)
+}
+
+fn unreadable(location: &str, error: &io::Error) -> Error {
+    Error::io("read file", Path::new(location), error)
+}
+
+/// Whether a segment is the one asked for, by its first page; answers the size it must have.
+fn check_segment(name: &WalName, system_identifier: Option<u64>, head: &[u8]) -> std::result::Result<u64, BadHeader> {
+    let header = LongPageHeader::parse(head)?;
+    if let Some(segment) = name.segment() {
+        header.check(segment, &Expected { system_identifier, ..Expected::default() })?;
+    }
+    Ok(header.segment_size.bytes())
+}

@@ -1,0 +1,229 @@
+//! A store in a directory: one file an object, published by a link that cannot replace.
+
+use super::{Attributes, Body, Listed, Meta, Object, Put, Store};
+use crate::durable::{self, Mode, Published, StagedFile};
+use crate::error::{Error, Kind, Result};
+use crate::pulse::Pulse;
+use std::collections::HashSet;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+/// Objects as files below `root`.
+#[derive(Debug)]
+pub struct LocalStore {
+    root: PathBuf,
+    staging: PathBuf,
+    mode: Mode,
+    pulse: Arc<Pulse>,
+    /// Directories whose entry in their parent this process has made durable. One that merely exists may have been
+    /// made by a process that died before it synced the parent.
+    durable_directories: Mutex<HashSet<PathBuf>>,
+}
+
+impl LocalStore {
+    /// A store below the directory `root`, which must exist: a missing mount must not be made.
+    /// `staging` is the folder, below `root`, of files in the making; the store makes it when it first needs it.
+    pub fn open(root: &Path, staging: &str, mode: Mode, pulse: Arc<Pulse>) -> Result<Self> {
+        let unfit = |cause: &io::Error| {
+            Error::io("open storage directory", root, cause)
+                .hint("The directory must exist: create it, or mount the file system that holds it.")
+        };
+        match fs::metadata(root) {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => return Err(unfit(&io::Error::from_raw_os_error(libc::ENOTDIR))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(unfit(&error)),
+            Err(error) => return Err(Error::io("open storage directory", root, &error)),
+        }
+        Ok(LocalStore {
+            root: root.to_path_buf(),
+            staging: root.join(staging),
+            mode,
+            pulse,
+            durable_directories: Mutex::default(),
+        })
+    }
+
+    /// The directory all keys lie below.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder of files in the making.
+    pub fn staging(&self) -> &Path {
+        &self.staging
+    }
+
+    /// The file of an object.
+    pub fn path(&self, key: &str) -> PathBuf {
+        self.root.join(key)
+    }
+
+    /// Makes `directory` and what is missing above it, down from the root, each entry durable.
+    fn make_durable_directory(&self, directory: &Path) -> Result<()> {
+        let mut known = self.durable_directories.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(directory) {
+            return Ok(());
+        }
+        let below = directory.strip_prefix(&self.root).map_err(|_| {
+            Error::new(Kind::Internal, directory.display().to_string(), "a key leads out of the storage directory")
+        })?;
+        let mut path = self.root.clone();
+        for part in below.components() {
+            let parent = path.clone();
+            path.push(part);
+            if !known.contains(&path) {
+                durable::create_directory(&path, self.mode)?;
+                durable::sync_directory(&parent)?;
+                known.insert(path.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_directories(&self) {
+        self.durable_directories.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn stage(&self, body: &mut Body<'_>, attributes: &Attributes) -> Result<StagedFile<'_>> {
+        self.make_durable_directory(&self.staging)?;
+        let mut staged = StagedFile::create(&self.staging, "", self.mode, &self.pulse)?;
+        let written = match body {
+            Body::Bytes(bytes) => staged.write_all(bytes),
+            Body::Stream(write) => write(&mut staged),
+        };
+        written.map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(callers) => callers.clone(),
+            None => Error::io("write file", staged.path(), &error),
+        })?;
+        staged.sync(Some(attributes.modified))?;
+        Ok(staged)
+    }
+
+    fn put_once(&self, path: &Path, body: &mut Body<'_>, attributes: &Attributes) -> Result<Put> {
+        let directory = path.parent().unwrap_or(&self.root);
+        self.make_durable_directory(directory)?;
+        if path.symlink_metadata().is_ok() {
+            return self.confirm_existing(path, directory);
+        }
+        let staged = self.stage(body, attributes)?;
+        let stored_size = staged.len();
+        match staged.publish(path)? {
+            Published::Created => {
+                durable::sync_directory(directory)?;
+                self.pulse.beat();
+                Ok(Put::Created { stored_size })
+            }
+            Published::AlreadyExists => self.confirm_existing(path, directory),
+        }
+    }
+
+    /// Whoever made it may have died before it was durable.
+    fn confirm_existing(&self, path: &Path, directory: &Path) -> Result<Put> {
+        durable::sync_file(path)?;
+        durable::sync_directory(directory)?;
+        Ok(Put::AlreadyExists)
+    }
+
+    /// Adds the files below `folder` whose key lies behind `after`, in order of their keys, until there are `most`.
+    fn walk(&self, folder: &str, after: Option<&str>, most: usize, found: &mut Vec<Listed>) -> Result<()> {
+        let path = self.path(folder);
+        let unreadable = |error: &io::Error| Error::io("read directory", &path, error);
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(unreadable(&error)),
+        };
+        let mut keys = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|error| unreadable(&error))?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let is_directory = entry.file_type().map_err(|error| unreadable(&error))?.is_dir();
+            // With its slash a directory sorts among the files as its content does.
+            keys.push(format!("{folder}/{name}{}", if is_directory { "/" } else { "" }));
+        }
+        keys.sort_unstable();
+        for key in keys {
+            if found.len() >= most {
+                break;
+            }
+            if let Some(directory) = key.strip_suffix('/') {
+                let lies_before = after.is_some_and(|after| key.as_str() < after && !after.starts_with(&key));
+                if !lies_before {
+                    self.walk(directory, after, most, found)?;
+                }
+            } else if after.is_none_or(|after| key.as_str() > after) {
+                // Gone since the directory was read: not there.
+                if let Some(meta) = self.head(&key)? {
+                    found.push(Listed { key, stored_size: meta.stored_size, modified: meta.modified });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn meta_of(meta: &Metadata) -> Meta {
+    Meta {
+        stored_size: meta.len(),
+        modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+        version: format!("{}-{}-{}.{}", meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec()),
+    }
+}
+
+/// A file that is not there, or whose directory is not, is an answer and no failure.
+fn if_there<T>(result: io::Result<T>, action: &str, path: &Path) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io(action, path, &error)),
+    }
+}
+
+impl Store for LocalStore {
+    fn put_new(&self, key: &str, mut body: Body<'_>, attributes: &Attributes) -> Result<Put> {
+        let path = self.path(key);
+        match self.put_once(&path, &mut body, attributes) {
+            // Somebody removed a directory that we had seen (a purge that emptied it): make it again, once.
+            Err(_) if !path.parent().is_some_and(Path::is_dir) || !self.staging.is_dir() => {
+                self.forget_directories();
+                self.put_once(&path, &mut body, attributes)
+            }
+            other => other,
+        }
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Object>> {
+        let path = self.path(key);
+        let Some(file) = if_there(File::open(&path), "open file", &path)? else { return Ok(None) };
+        let meta = file.metadata().map_err(|error| Error::io("stat file", &path, &error))?;
+        Ok(Some(Object { meta: meta_of(&meta), body: Box::new(file) }))
+    }
+
+    fn head(&self, key: &str) -> Result<Option<Meta>> {
+        let path = self.path(key);
+        Ok(if_there(fs::metadata(&path), "stat file", &path)?.filter(Metadata::is_file).as_ref().map(meta_of))
+    }
+
+    fn list(&self, folder: &str, after: Option<&str>, most: usize) -> Result<Vec<Listed>> {
+        let mut found = Vec::new();
+        self.walk(folder, after, most.max(1), &mut found)?;
+        Ok(found)
+    }
+
+    fn delete(&self, key: &str) -> Result<bool> {
+        let path = self.path(key);
+        let removed = if_there(fs::remove_file(&path), "remove file", &path)?.is_some();
+        if let Some(directory) = path.parent().filter(|directory| removed && directory.is_dir()) {
+            durable::sync_directory(directory)?;
+        }
+        Ok(removed)
+    }
+
+    fn location(&self, key: &str) -> String {
+        self.path(key).display().to_string()
+    }
+}

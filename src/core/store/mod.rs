@@ -1,0 +1,99 @@
+//! Storage: keys and bytes, created once and never overwritten. Nothing here knows of WAL names or codecs.
+//!
+//! Every store is held to the same battery of tests (`tests/storage`), which is the contract below in code.
+
+mod local;
+
+pub use local::LocalStore;
+
+use crate::error::Result;
+use std::io::{self, Read, Write};
+use std::time::SystemTime;
+
+/// A place that holds objects under keys such as `main/wals/0000000100000000/000000010000000000000042`.
+///
+/// A key is made of parts separated by single slashes; no part is empty, `.` or `..`.
+/// Every call is bounded in time by the store itself or by the operating system's own limits, and may be made
+/// from several threads at once.
+pub trait Store: Send + Sync {
+    /// Creates the object `key`, unless one stands there.
+    ///
+    /// [`Put::Created`] and [`Put::AlreadyExists`] both promise that what stands under `key` is durable: it survives
+    /// the loss of power right after the return. Of several callers at once exactly one is told `Created`.
+    /// No reader ever sees a part of an object. Nothing is ever overwritten.
+    fn put_new(&self, key: &str, body: Body<'_>, attributes: &Attributes) -> Result<Put>;
+
+    /// The object's bytes, as stored; nothing where there is none.
+    fn get(&self, key: &str) -> Result<Option<Object>>;
+
+    /// What is known of the object without reading it; nothing where there is none.
+    fn head(&self, key: &str) -> Result<Option<Meta>>;
+
+    /// One page of the objects whose key starts with `folder` and a slash: the first `most` (at least 1) in order of
+    /// their keys' bytes, beginning behind `after`. A page with fewer than `most` is the last one.
+    fn list(&self, folder: &str, after: Option<&str>, most: usize) -> Result<Vec<Listed>>;
+
+    /// Removes the object for good; answers whether there was one.
+    fn delete(&self, key: &str) -> Result<bool>;
+
+    /// Where the object lies, for people: a path or a URL.
+    fn location(&self, key: &str) -> String;
+}
+
+/// What an object is made from.
+pub enum Body<'a> {
+    /// All of it, in memory.
+    Bytes(&'a [u8]),
+    /// Written piece by piece; called again from the start where a store has to try again.
+    /// An error of the caller's own travels as [`io::Error::other`] around a [`crate::Error`].
+    Stream(&'a mut dyn FnMut(&mut dyn Write) -> io::Result<()>),
+}
+
+/// What is kept beside an object's bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Attributes {
+    /// Modification time of the file it was made from.
+    pub modified: SystemTime,
+}
+
+/// What [`Store::put_new`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// The object was created.
+    Created {
+        /// Its size in bytes.
+        stored_size: u64,
+    },
+    /// One stood there already and still does.
+    AlreadyExists,
+}
+
+/// What is known of an object without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// Bytes stored.
+    pub stored_size: u64,
+    /// Modification time of the file it was made from.
+    pub modified: SystemTime,
+    /// Differs between two objects that ever stood under the same key.
+    pub version: String,
+}
+
+/// An object being read.
+pub struct Object {
+    /// What is known of it.
+    pub meta: Meta,
+    /// Its bytes, as stored.
+    pub body: Box<dyn Read + Send>,
+}
+
+/// An object in a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its whole key.
+    pub key: String,
+    /// Bytes stored.
+    pub stored_size: u64,
+    /// Modification time of the file it was made from.
+    pub modified: SystemTime,
+}

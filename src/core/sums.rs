@@ -1,0 +1,125 @@
+//! What was stored, by content: sizes and BLAKE3 hashes of the plain files, one text file a hash directory.
+//!
+//! Lines are `<name> <size> blake3:<hash of the plain file> <stored size>`. They are not fsynced by themselves: a missing
+//! one is remade from the stored file. The last line of a name counts.
+
+use crate::durable::{self, Mode};
+use crate::error::{Error, Result};
+use crate::wal::WalName;
+use std::fmt;
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+/// The BLAKE3 hash of a plain file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Hash(pub blake3::Hash);
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "blake3:{}", self.0.to_hex())
+    }
+}
+
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Hash {
+    fn parse(text: &str) -> Option<Self> {
+        blake3::Hash::from_hex(text.strip_prefix("blake3:")?).ok().map(Hash)
+    }
+}
+
+/// What one line says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sum {
+    /// Bytes of the plain file.
+    pub size: u64,
+    /// Hash of the plain file.
+    pub hash: Hash,
+    /// Bytes as stored.
+    pub stored_size: u64,
+}
+
+/// Far beyond the 4,096 lines of a directory of 1 MB segments with labels.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// Appends a line to the sums file at `path`, making it and its directory where they are missing.
+pub fn append(path: &Path, name: &WalName, sum: &Sum, mode: Mode) -> Result<()> {
+    let failed = |error: &io::Error| Error::io("write file", path, error);
+    let open = || OpenOptions::new().read(true).append(true).create(true).mode(mode.file()).open(path);
+    let mut file = match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            durable::create_directory(path.parent().unwrap_or(Path::new(".")), mode)?;
+            open().map_err(|error| failed(&error))?
+        }
+        other => other.map_err(|error| failed(&error))?,
+    };
+    let length = file.metadata().map_err(|error| failed(&error))?.len();
+    let mut line = format!("{name} {} {} {}\n", sum.size, sum.hash, sum.stored_size);
+    let mut last = [b'\n'];
+    if length == 0 {
+        file.set_permissions(Permissions::from_mode(mode.file())).map_err(|error| failed(&error))?;
+    } else {
+        file.seek(SeekFrom::Start(length - 1)).and_then(|_| file.read(&mut last)).map_err(|error| failed(&error))?;
+    }
+    if last != [b'\n'] {
+        // A line torn by a crash stays, unreadable, on a line of its own.
+        line.insert(0, '\n');
+    }
+    file.write_all(line.as_bytes()).map_err(|error| failed(&error))
+}
+
+/// The sum of that file; nothing where no line tells it.
+pub fn find(path: &Path, name: &WalName) -> Result<Option<Sum>> {
+    let mut text = Vec::new();
+    match fs::File::open(path).and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut text)) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("read file", path, &error)),
+    }
+    let name = name.to_string();
+    Ok(String::from_utf8_lossy(&text).lines().rev().find_map(|line| parse_line(line, &name)))
+}
+
+fn parse_line(line: &str, name: &str) -> Option<Sum> {
+    let mut fields = line.strip_prefix(name)?.strip_prefix(' ')?.split(' ');
+    let sum = Sum {
+        size: fields.next()?.parse().ok()?,
+        hash: Hash::parse(fields.next()?)?,
+        stored_size: fields.next()?.parse().ok()?,
+    };
+    fields.next().is_none().then_some(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(content: &[u8]) -> Sum {
+        Sum { size: content.len() as u64, hash: Hash(blake3::hash(content)), stored_size: 3 }
+    }
+
+    #[test]
+    fn a_sum_is_found_again_also_behind_a_torn_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sums/0000000100000002");
+        let [one, two] =
+            ["000000010000000200000042", "000000010000000200000042.partial"].map(|name| WalName::parse(name).unwrap());
+        assert_eq!(find(&path, &one).unwrap(), None);
+        append(&path, &one, &sum(b"one"), Mode::PRIVATE).unwrap();
+        let mut torn = fs::read(&path).unwrap();
+        torn.extend_from_slice(b"000000010000000200000042.partial 3 blake3:00");
+        fs::write(&path, torn).unwrap();
+        assert_eq!(find(&path, &two).unwrap(), None);
+        append(&path, &two, &sum(b"two"), Mode::PRIVATE).unwrap();
+        assert_eq!(find(&path, &one).unwrap(), Some(sum(b"one")));
+        assert_eq!(find(&path, &two).unwrap(), Some(sum(b"two")));
+        append(&path, &one, &sum(b"three"), Mode::PRIVATE).unwrap();
+        assert_eq!(find(&path, &one).unwrap(), Some(sum(b"three")), "the last line counts");
+    }
+}

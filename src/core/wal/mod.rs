@@ -1,0 +1,10 @@
+//! WAL vocabulary: what files are called, where they lie on the line of time, what their first page says.
+//! Pure: no I/O, no settings, no clock.
+
+mod name;
+mod page;
+mod position;
+
+pub use name::{BadName, Kind, SegmentName, WalName};
+pub use page::{BadHeader, Expected, LongPageHeader, magic_of_major};
+pub use position::{Lsn, SegmentSize, Timeline};
