@@ -124,17 +124,29 @@ impl Catalogue {
         let _lock = self.lock()?;
         let mut file = self.open()?;
         let is_known_file = self.read_on(&mut file, &mut seen)?;
-        let mut text = String::new();
+        let (mut text, mut names) = (String::new(), Vec::new());
         for line in lines {
             let name = line.entry.name;
             let may_be_older = !line.created || !is_known_file;
-            if seen.recent.contains(&name) || may_be_older && self.holds(&mut file, &name)? {
+            let is_there = names.contains(&name) || seen.recent.contains(&name);
+            if is_there || may_be_older && self.holds(&mut file, &name)? {
                 continue;
             }
             text.push_str(&line.entry.line());
-            seen.add(name);
+            names.push(name);
         }
-        self.append(&mut file, &text, &mut seen)
+        match self.append(&mut file, &text, seen.length) {
+            Ok(length) => {
+                seen.length = length;
+                names.into_iter().for_each(|name| seen.add(name));
+                Ok(())
+            }
+            Err(error) => {
+                // Who knows what is in the file now: it is read anew.
+                *seen = Seen::default();
+                Err(error)
+            }
+        }
     }
 
     fn failed(&self, action: &str, error: &io::Error) -> Error {
@@ -142,13 +154,7 @@ impl Catalogue {
     }
 
     fn lock(&self) -> Result<File> {
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(self.mode.file())
-            .open(&self.lock_path);
+        let opened = open_or_create(&self.lock_path, self.mode).map(|(lock, _)| lock);
         let lock = opened.map_err(|error| {
             Error::io("open lock file", &self.lock_path, &error)
                 .hint("Barman and PostgreSQL must both be allowed to open it: let them share a group and its mode.")
@@ -174,21 +180,11 @@ impl Catalogue {
     }
 
     fn open(&self) -> Result<File> {
-        let options = |create| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create_new(create).mode(self.mode.file());
-            options
-        };
-        match options(false).open(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let file = options(true).open(&self.path).map_err(|error| self.failed("create file", &error))?;
-                file.set_permissions(Permissions::from_mode(self.mode.file()))
-                    .map_err(|error| self.failed("set permissions of file", &error))?;
-                durable::sync_directory(self.path.parent().unwrap_or(Path::new(".")))?;
-                Ok(file)
-            }
-            other => other.map_err(|error| self.failed("open file", &error)),
+        let (file, is_new) = open_or_create(&self.path, self.mode).map_err(|error| self.failed("open file", &error))?;
+        if is_new {
+            durable::sync_directory(self.path.parent().unwrap_or(Path::new(".")))?;
         }
+        Ok(file)
     }
 
     /// Reads the lines that were appended since the last look; answers whether the file is the one looked at before,
@@ -221,42 +217,61 @@ impl Catalogue {
         Ok(found)
     }
 
-    fn append(&self, file: &mut File, text: &str, seen: &mut Seen) -> Result<()> {
-        let end = self.cut_torn_line(file, seen.length).map_err(|error| self.failed("truncate file", &error))?;
-        seen.length = end;
+    /// Writes `text` behind the last whole line of a file of `length` bytes, durably; answers the new length.
+    fn append(&self, file: &mut File, text: &str, length: u64) -> Result<u64> {
+        let end = end_of_last_line(file, length).map_err(|error| self.failed("read file", &error))?;
+        if end < length {
+            file.set_len(end).map_err(|error| self.failed("truncate file", &error))?;
+        }
         let written = file.seek(SeekFrom::Start(end)).and_then(|_| file.write_all(text.as_bytes()));
         if let Err(error) = written {
-            // Better no line than a torn one; the names must be looked for again.
+            // Better no line than a torn one. Where this fails, too, the next append cuts it.
             let _ = file.set_len(end);
-            *seen = Seen::default();
             return Err(self.failed("write file", &error));
         }
-        // Also where nothing was written: the line we found may not be durable yet.
-        if let Err(error) = file.sync_all() {
-            *seen = Seen::default();
-            return Err(self.failed("fsync file", &error));
-        }
-        seen.length = end + text.len() as u64;
-        Ok(())
+        // Also where nothing was written: a line that was found may not be durable yet.
+        file.sync_all().map_err(|error| self.failed("fsync file", &error))?;
+        Ok(end + text.len() as u64)
     }
+}
 
-    /// Where the last whole line ends; what lies behind it is cut off.
-    fn cut_torn_line(&self, file: &mut File, length: u64) -> io::Result<u64> {
-        const LONGEST_LINE: u64 = 4096;
-        let from = length.saturating_sub(LONGEST_LINE);
-        let mut tail = Vec::new();
-        file.seek(SeekFrom::Start(from))?;
-        (&*file).take(length - from).read_to_end(&mut tail)?;
-        let end = match tail.iter().rposition(|&byte| byte == b'\n') {
-            Some(at) => from + at as u64 + 1,
-            None if from == 0 => 0,
-            None => return Err(io::Error::other("its last line is longer than any catalogue line")),
-        };
-        if end < length {
-            file.set_len(end)?;
-        }
-        Ok(end)
+/// Opens a file for reading and writing, creating it with that mode, whatever the umask; answers whether it is new.
+fn open_or_create(path: &Path, mode: Mode) -> io::Result<(File, bool)> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(mode.file());
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => return other.map(|file| (file, false)),
     }
+    match options.create_new(true).open(path) {
+        Ok(file) => {
+            file.set_permissions(Permissions::from_mode(mode.file()))?;
+            Ok((file, true))
+        }
+        // Another process was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            options.create_new(false).open(path).map(|file| (file, false))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Where the last whole line of a file of `length` bytes ends. What lies behind it was torn by a crash, or filled with
+/// zeros by one.
+fn end_of_last_line(file: &mut File, length: u64) -> io::Result<u64> {
+    const BLOCK_BYTES: u64 = 64 << 10;
+    let mut end = length;
+    while end > 0 {
+        let start = end.saturating_sub(BLOCK_BYTES);
+        let mut block = Vec::new();
+        file.seek(SeekFrom::Start(start))?;
+        (&*file).take(end - start).read_to_end(&mut block)?;
+        if let Some(at) = block.iter().rposition(|&byte| byte == b'\n') {
+            return Ok(start + at as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
 }
 
 /// Hands on the name in every whole line from `start` on; a torn last line is no line.

@@ -3,14 +3,18 @@
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::identity::foreign_archive;
+use crate::owner::Owner;
 use crate::place::{Place, Records};
 use crate::pulse::Pulse;
+use crate::store::{Attributes, Body};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// How a row turned out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +87,7 @@ const FEW_FREE_PERCENT: u64 = 5;
 /// Judges the storage that `config` names, without writing to it, for the cluster with that system identifier.
 /// `data_directory` is where the cluster lies, to be compared with where its archive does.
 pub fn check_storage(config: &Config, system_identifier: u64, data_directory: &Path) -> Vec<Row> {
-    let place = match Place::open(config, &Arc::new(Pulse::new())) {
+    let place = match Place::open(&config.destination, &Arc::new(Pulse::new())) {
         Ok(place) => place,
         Err(error) => return vec![Row::of_error("storage", &error)],
     };
@@ -96,6 +100,41 @@ pub fn check_storage(config: &Config, system_identifier: u64, data_directory: &P
         rows.push(staging(records));
     }
     rows
+}
+
+/// Writes an object, reads it back and removes it. Not into another cluster's archive, nor where none was begun.
+pub fn probe_storage(config: &Config, system_identifier: u64) -> Row {
+    let name = "probe";
+    let probed = || -> Result<Row> {
+        let place = Place::open(&config.destination, &Arc::new(Pulse::new()))?;
+        let judged = identity(&place, system_identifier)?;
+        if judged.verdict != Verdict::Ok {
+            return Ok(Row { name, ..judged });
+        }
+        let key = place.layout.probe_key(&Owner::current().unique_name());
+        let content = format!("written by archiver.check(probe => true) for {system_identifier}\n");
+        let attributes = Attributes { modified: SystemTime::now() };
+        place.store.put_new(&key, Body::Bytes(content.as_bytes()), &attributes)?;
+        let mut read = String::new();
+        if let Some(object) = place.store.get(&key)? {
+            let location = place.store.location(&key);
+            let mut body = object.body.take(content.len() as u64 + 1);
+            body.read_to_string(&mut read).map_err(|error| Error::io("read file", Path::new(&location), &error))?;
+        }
+        if read != content {
+            let hint = "The storage does not keep what it is given: do not archive to it.";
+            return Ok(Row::failed(name, "what was written read back differently", hint));
+        }
+        Ok(match place.store.delete(&key) {
+            Ok(_) => Row::ok(name, "written, read back and removed"),
+            Err(error) => Row::warning(
+                name,
+                format!("written and read back; {error}"),
+                "Is the storage append-only, as intended? Else allow the removal.",
+            ),
+        })
+    };
+    Row::of(name, probed())
 }
 
 fn identity(place: &Place, system_identifier: u64) -> Result<Row> {

@@ -11,7 +11,7 @@ use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// After how many bytes the kernel is asked to start writing them back.
 const WRITEBACK_BYTES: u64 = 1 << 20;
@@ -25,6 +25,12 @@ pub struct Mode {
 impl Mode {
     /// Owner only.
     pub const PRIVATE: Mode = Mode { file: 0o600 };
+
+    /// For files in `directory`: private, and readable for its group where the directory is.
+    pub fn of_directory(directory: &Path) -> Self {
+        let group = fs::metadata(directory).map_or(0, |meta| meta.mode() & 0o040);
+        Mode { file: 0o600 | group }
+    }
 
     /// Files get `file`, directories the same with `x` where there is `r`. The owner must be able to read and write.
     pub fn new(file: u32) -> Option<Self> {
@@ -227,9 +233,12 @@ pub fn sweep_leftovers(directory: &Path, prefix: &str) -> Result<u64> {
     let mut removed = 0;
     for entry in entries.take(MOST).flatten() {
         let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(prefix)).and_then(Owner::of_name);
-        let modified = entry.metadata().and_then(|meta| meta.modified());
-        let is_leftover = owner.zip(modified.ok()).is_some_and(|(owner, modified)| owner.has_left(modified));
+        let Some(owner) = name.to_str().and_then(|name| name.strip_prefix(prefix)).and_then(Owner::of_name) else {
+            continue;
+        };
+        // By its change time: its modification time is that of the WAL in it.
+        let changed = entry.metadata().map(|meta| UNIX_EPOCH + Duration::from_secs(meta.ctime().max(0) as u64));
+        let is_leftover = changed.is_ok_and(|changed| owner.has_left(changed));
         // Another process may sweep at the same time.
         if is_leftover && fs::remove_file(entry.path()).is_ok() {
             removed += 1;

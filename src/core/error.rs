@@ -38,6 +38,7 @@ pub enum Kind {
 pub struct Error {
     kind: Kind,
     retry_is_worthwhile: bool,
+    is_missing_file: bool,
     subject: String,
     message: String,
     detail: Option<String>,
@@ -50,6 +51,7 @@ impl Error {
         Error {
             kind,
             retry_is_worthwhile: false,
+            is_missing_file: false,
             subject: subject.into(),
             message: message.into(),
             detail: None,
@@ -61,7 +63,8 @@ impl Error {
     pub fn io(action: &str, path: &Path, cause: &io::Error) -> Self {
         let subject = path.display().to_string();
         let message = format!("could not {action} \"{subject}\": {}", plain_cause(cause));
-        let error = Error::new(Kind::Storage, subject, message).retry_if(is_passing(cause));
+        let mut error = Error::new(Kind::Storage, subject, message).retry_if(is_passing(cause));
+        error.is_missing_file = cause.kind() == io::ErrorKind::NotFound;
         match hint_for(cause) {
             Some(hint) => error.hint(hint),
             None => error,
@@ -110,6 +113,11 @@ impl Error {
     /// Whether trying again within seconds may help. PostgreSQL tries again for ever either way.
     pub fn is_worth_retrying(&self) -> bool {
         self.retry_is_worthwhile
+    }
+
+    /// Whether a file or directory that was to be there was not.
+    pub fn is_missing_file(&self) -> bool {
+        self.is_missing_file
     }
 
     /// The file, object or setting it is about.

@@ -88,7 +88,7 @@ pub fn vanished_archive(location: &str, marker: Option<&Path>) -> Error {
         format!(" If the archive was removed on purpose, remove the file \"{}\" as well.", marker.display())
     });
     Error::new(Kind::Identity, location, format!("the archive at \"{location}\" has vanished"))
-        .detail("Its identity.json was there before and is not there now; nothing was stored.")
+        .detail("Its identity.json was there before and is not there now.")
         .hint(format!("Is the file system mounted?{}", on_purpose.unwrap_or_default()))
 }
 
@@ -99,7 +99,10 @@ pub struct Marker {
     path: PathBuf,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+/// More archives than this no server writes to in turns.
+const MOST_REMEMBERED: usize = 64;
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Established {
     system_identifier: String,
     archive: String,
@@ -118,22 +121,33 @@ impl Marker {
 
     /// Whether this cluster has begun an archive at that location. What cannot be read was not written by us.
     pub fn remembers(&self, cluster: &Cluster, archive: &str) -> Result<bool> {
+        Ok(self.read()?.contains(&Established::new(cluster, archive)))
+    }
+
+    /// Remembers it, durably, beside those remembered before.
+    pub fn remember(&self, cluster: &Cluster, archive: &str) -> Result<()> {
+        let new = Established::new(cluster, archive);
+        let mut all = self.read()?;
+        all.retain(|seen| *seen != new);
+        all.insert(0, new);
+        all.truncate(MOST_REMEMBERED);
+        let text = serde_json::to_string(&all)
+            .map_err(|error| Error::new(Kind::Internal, archive, format!("could not write a marker: {error}")))?;
+        durable::replace_file(&self.path, text.as_bytes(), true)
+    }
+
+    fn read(&self) -> Result<Vec<Established>> {
         match fs::read(&self.path) {
-            Ok(text) => Ok(serde_json::from_slice(&text).is_ok_and(|seen: Established| {
-                seen.archive == archive && seen.system_identifier == cluster.system_identifier.to_string()
-            })),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Ok(text) => Ok(serde_json::from_slice(&text).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(Error::io("read file", &self.path, &error)),
         }
     }
+}
 
-    /// Remembers it, durably.
-    pub fn remember(&self, cluster: &Cluster, archive: &str) -> Result<()> {
-        let seen =
-            Established { system_identifier: cluster.system_identifier.to_string(), archive: archive.to_string() };
-        let text = serde_json::to_string(&seen)
-            .map_err(|error| Error::new(Kind::Internal, archive, format!("could not write a marker: {error}")))?;
-        durable::replace_file(&self.path, text.as_bytes(), true)
+impl Established {
+    fn new(cluster: &Cluster, archive: &str) -> Self {
+        Established { system_identifier: cluster.system_identifier.to_string(), archive: archive.to_string() }
     }
 }
 
@@ -163,13 +177,15 @@ mod tests {
     }
 
     #[test]
-    fn the_marker_remembers_one_archive_of_one_cluster() {
+    fn the_marker_remembers_each_archive_of_one_cluster() {
         let directory = tempfile::tempdir().unwrap();
         let marker = Marker::new(directory.path().join("archiver.established"));
         assert!(!marker.remembers(&CLUSTER, "/srv/wal/main").unwrap());
         marker.remember(&CLUSTER, "/srv/wal/main").unwrap();
         assert!(marker.remembers(&CLUSTER, "/srv/wal/main").unwrap());
         assert!(!marker.remembers(&CLUSTER, "/srv/wal/other").unwrap());
+        marker.remember(&CLUSTER, "/srv/wal/other").unwrap();
+        assert!(marker.remembers(&CLUSTER, "/srv/wal/main").unwrap());
         let clone = Cluster { system_identifier: 8, ..CLUSTER };
         assert!(!marker.remembers(&clone, "/srv/wal/main").unwrap());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);

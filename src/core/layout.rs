@@ -82,6 +82,11 @@ impl Layout {
         }
     }
 
+    /// An object that a check writes and removes.
+    pub fn probe_key(&self, unique_name: &str) -> String {
+        format!("{}/probe/{unique_name}", self.server_name)
+    }
+
     /// The folder of files in the making.
     pub fn staging_folder(&self) -> String {
         format!("{}/.staging", self.server_name)

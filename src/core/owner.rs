@@ -1,5 +1,8 @@
 //! Who made a temporary file, written into its name, so that a later process can tell whether its maker is dead.
 
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -41,13 +44,16 @@ impl Owner {
         Some(Owner { host: fields.next()?.to_string(), pid, start_ticks })
     }
 
-    /// Whether a file of this owner, last modified at `modified`, is a leftover that nobody will finish:
-    /// its maker is dead, or on another host and a day old.
-    pub fn has_left(&self, modified: SystemTime) -> bool {
+    /// Whether a file of this owner, last changed at `changed`, is a leftover that nobody will finish:
+    /// its maker is dead, or on another host and a day old. A maker that cannot be looked at counts as alive.
+    pub fn has_left(&self, changed: SystemTime) -> bool {
         if self.host != Owner::current().host {
-            return modified.elapsed().is_ok_and(|age| age > FOREIGN_LEFTOVER_AGE);
+            return changed.elapsed().is_ok_and(|age| age > FOREIGN_LEFTOVER_AGE);
         }
-        start_ticks(self.pid) != Some(self.start_ticks)
+        match start_ticks(self.pid) {
+            Some(ticks) => ticks != self.start_ticks,
+            None => kill(Pid::from_raw(self.pid.cast_signed()), None) == Err(Errno::ESRCH),
+        }
     }
 }
 
@@ -73,7 +79,7 @@ mod tests {
     #[test]
     fn a_dead_maker_on_this_host_has_left_at_once() {
         let me = Owner::current();
-        assert!(Owner { pid: u32::MAX - 1, ..me.clone() }.has_left(SystemTime::now()));
+        assert!(Owner { pid: i32::MAX as u32, ..me.clone() }.has_left(SystemTime::now()));
         assert!(Owner { start_ticks: me.start_ticks + 1, ..me }.has_left(SystemTime::now()), "a reused PID");
     }
 

@@ -1,7 +1,7 @@
 //! An opened archive: the store behind the URL, the layout below it, and the records that a local one keeps.
 
 use crate::catalogue::Catalogue;
-use crate::config::{Config, StorageUrl};
+use crate::config::{Destination, StorageUrl};
 use crate::durable::{self, Mode};
 use crate::error::{Error, Kind, Result};
 use crate::identity::{Identity, MAX_IDENTITY_BYTES};
@@ -61,10 +61,10 @@ impl Records {
 }
 
 impl Place {
-    /// Opens the place that `config` names. Work in it beats `pulse`.
-    pub fn open(config: &Config, pulse: &Arc<Pulse>) -> Result<Self> {
-        let layout = Layout::new(config.server_name.clone());
-        match &config.storage {
+    /// Opens the place that `destination` names. Work in it beats `pulse`.
+    pub fn open(destination: &Destination, pulse: &Arc<Pulse>) -> Result<Self> {
+        let layout = Layout::new(destination.server_name.clone());
+        match &destination.storage {
             StorageUrl::File { path, mode } => {
                 let store = LocalStore::open(path, &layout.staging_folder(), *mode, Arc::clone(pulse))?;
                 let records = Records {
@@ -86,6 +86,12 @@ impl Place {
     /// The archive as a whole, for people.
     pub fn location(&self) -> String {
         self.store.location(&self.layout.server_folder())
+    }
+
+    /// The archive as a whole, by a name that does not depend on how the URL spells it.
+    pub fn real_location(&self) -> String {
+        let real = self.records.as_ref().and_then(|records| records.root.canonicalize().ok());
+        real.map_or_else(|| self.location(), |root| root.join(self.layout.server_folder()).display().to_string())
     }
 
     /// Where a WAL file lies, for people.

@@ -1,5 +1,6 @@
 //! A sign of life from work in progress, and the word to stop it.
 
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Shared by the thread that waits and the threads that work.
@@ -33,5 +34,30 @@ impl Pulse {
     /// Whether work was asked to end.
     pub fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// Hands on what `inner` reads, and beats; fails once the pulse was told to stop.
+pub struct Beating<'a, R> {
+    inner: R,
+    pulse: &'a Pulse,
+}
+
+impl<'a, R: Read> Beating<'a, R> {
+    /// Reads from `inner`.
+    pub fn new(inner: R, pulse: &'a Pulse) -> Self {
+        Beating { inner, pulse }
+    }
+}
+
+impl<R: Read> Read for Beating<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.pulse.is_stopped() {
+            // Not ErrorKind::Interrupted, which the standard library answers by trying again.
+            return Err(io::Error::other("stopped before the file was read"));
+        }
+        let count = self.inner.read(buffer)?;
+        self.pulse.beat();
+        Ok(count)
     }
 }

@@ -2,10 +2,13 @@
 
 use crate::codec::{self, Compression};
 use crate::error::{Error, Kind, Result, plain_cause};
-use crate::store::{Meta, Store};
+use crate::place::Place;
+use crate::pulse::{Beating, Pulse};
+use crate::store::Meta;
 use crate::sums::Hash;
-use crate::wal::WalName;
+use crate::wal::{LongPageHeader, WalName};
 use std::io::{self, Read};
+use std::path::Path;
 
 /// A stored file that holds what was offered.
 pub struct Same {
@@ -15,45 +18,71 @@ pub struct Same {
     pub compression: Compression,
 }
 
-/// Compares what stands under `key` with the offered file, by plain content: sizes and times prove nothing,
+/// Compares the stored file of that name with the offered one, by plain content: sizes and times prove nothing,
 /// and noted sums say nothing about a copy that was damaged since.
-pub fn compare(store: &dyn Store, key: &str, name: &WalName, size: u64, hash: &Hash) -> Result<Same> {
-    let location = store.location(key);
-    let object = store.get(key)?.ok_or_else(|| {
+///
+/// A copy that was once noted as just what is offered now, or that is no segment at all, is damaged rather than another.
+pub fn compare(place: &Place, name: &WalName, size: u64, hash: &Hash, pulse: &Pulse) -> Result<Same> {
+    let key = place.layout.wal_key(name, "");
+    let location = place.store.location(&key);
+    let object = place.store.get(&key)?.ok_or_else(|| {
         Error::new(Kind::Storage, location.clone(), format!("\"{location}\" was there and is gone")).retry_if(true)
     })?;
+    let damaged = |cause: &str| {
+        Error::new(Kind::Damaged, location.clone(), format!("the archived copy \"{location}\" is damaged: {cause}"))
+            .hint("It is left as it is. Move it out of the archive, so that the file can be stored again.")
+    };
     let meta = object.meta;
     // One byte more than offered is enough to know that it is another file.
-    let (compression, stored_size, stored_hash) = hash_plain(object.body, size + 1).map_err(|error| {
-        Error::new(
-            Kind::Damaged,
-            location.clone(),
-            format!("the archived copy \"{location}\" cannot be read: {}", plain_cause(&error)),
-        )
-        .hint("It is left as it is. Move it out of the archive, so that the file can be stored again.")
+    let stored = read_plain(object.body, size + 1, pulse).map_err(|error| match error.raw_os_error() {
+        Some(_) => Error::io("read file", Path::new(&location), &error),
+        None => damaged(&plain_cause(&error)),
     })?;
-    if stored_size == size && stored_hash == *hash {
-        return Ok(Same { meta, compression });
+    if (stored.size, stored.hash) == (size, *hash) {
+        return Ok(Same { meta, compression: stored.compression });
     }
+    if let Some(records) = &place.records
+        && records.find_sum(&place.layout, name)?.is_some_and(|sum| (sum.size, sum.hash) == (size, *hash))
+    {
+        return Err(damaged(&format!("it was stored as {hash}, and reads as {}", stored.hash)));
+    }
+    if name.is_wal()
+        && let Err(cause) = LongPageHeader::parse(&stored.head)
+    {
+        return Err(damaged(&cause.to_string()));
+    }
+    let stored_size = if stored.size > size { format!("more than {size}") } else { stored.size.to_string() };
     Err(Error::new(
         Kind::Conflict,
         location.clone(),
         format!("the archive already holds another file named \"{name}\""),
     )
     .detail(format!(
-        "Archived at \"{location}\": {stored_hash}; offered: {size} bytes, {hash}. Nothing was overwritten."
+        "Archived at \"{location}\": {stored_size} bytes, {}; offered: {size} bytes, {hash}. Nothing was overwritten.",
+        stored.hash
     ))
     .hint(
         "Two servers write to one archive, or this one went back in time (a restored copy, a snapshot): \
-         give one of them another archiver.server_name.",
+             give one of them another archiver.server_name.",
     ))
 }
 
-/// Format, size and hash of a stored file's plain content, of which at most `limit` bytes count: a longer one
-/// answers that size and the hash of its first part.
-fn hash_plain(stored: impl Read, limit: u64) -> io::Result<(Compression, u64, Hash)> {
-    let decoder = codec::decode(stored, u64::MAX)?;
+/// A stored file's plain content, of which at most a limit of bytes counts: a longer one answers that size and the hash
+/// of its first part.
+struct Plain {
+    compression: Compression,
+    size: u64,
+    hash: Hash,
+    head: Vec<u8>,
+}
+
+fn read_plain(stored: impl Read, limit: u64, pulse: &Pulse) -> io::Result<Plain> {
+    let decoder = codec::decode(Beating::new(stored, pulse), u64::MAX)?;
+    let mut plain = decoder.plain.take(limit);
+    let mut head = Vec::new();
+    (&mut plain).take(LongPageHeader::LENGTH as u64).read_to_end(&mut head)?;
     let mut hasher = blake3::Hasher::new();
-    let size = io::copy(&mut decoder.plain.take(limit), &mut hasher)?;
-    Ok((decoder.compression, size, Hash(hasher.finalize())))
+    hasher.update(&head);
+    let size = head.len() as u64 + io::copy(&mut plain, &mut hasher)?;
+    Ok(Plain { compression: decoder.compression, size, hash: Hash(hasher.finalize()), head })
 }

@@ -7,7 +7,8 @@ mod read_ahead;
 mod source;
 
 pub use episode::{Episode, Recovered};
-pub use pool::{Answer, Archiver, Totals};
+pub use pool::{Answer, Archiver, Totals, with_signals_blocked};
+pub use read_ahead::waiting_files;
 pub use source::{Stamp, WalFile};
 
 use crate::catalogue::{Entry, NewLine};
@@ -16,10 +17,11 @@ use crate::config::Config;
 use crate::error::{Error, Kind, Result, plain_cause};
 use crate::identity::{Cluster, Identity, Marker, foreign_archive, vanished_archive};
 use crate::place::Place;
-use crate::pulse::Pulse;
+use crate::pulse::{Beating, Pulse};
 use crate::store::{Attributes, Body, Put};
 use crate::sums::{Hash, Sum};
 use crate::wal::{LongPageHeader, WalName};
+use once_cell::sync::OnceCell;
 use source::Source;
 use std::io::{self, Read, Seek, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,13 +29,22 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// An archive to write to: one place, for one cluster, under one configuration.
 pub struct Archive {
-    place: Place,
+    /// Opened by the first thread that needs it: looking at a dead network file system can take for ever.
+    place: OnceCell<Place>,
     config: Config,
     cluster: Cluster,
     marker: Option<Marker>,
     pulse: Arc<Pulse>,
-    /// The version of the identity file that was last read and found to be ours.
-    confirmed_identity: Mutex<Option<String>>,
+    confirmed_identity: Mutex<Option<Confirmed>>,
+}
+
+/// An identity file that was read and found to be ours.
+struct Confirmed {
+    /// Its version: while that stands, it need not be read again.
+    version: String,
+    /// Whether the marker tells of it. Where it could not be written (a full data disk must not keep WAL from being
+    /// archived), it is tried again with the next file.
+    is_remembered: bool,
 }
 
 /// What a thread keeps between files: its buffers and its encoder.
@@ -93,19 +104,22 @@ pub struct StoredFile {
 }
 
 impl Archive {
-    /// Opens the archive that `config` names for `cluster`. Nothing is written, nor the identity looked at, before the
-    /// first file. `marker` remembers the archive across restarts.
-    pub fn open(config: Config, cluster: Cluster, marker: Option<Marker>, pulse: Arc<Pulse>) -> Result<Self> {
-        let place = Place::open(&config, &pulse)?;
-        Ok(Archive { place, config, cluster, marker, pulse, confirmed_identity: Mutex::default() })
+    /// The archive that `config` names for `cluster`. Nothing is opened, written or looked at before the first file.
+    /// `marker` remembers the archive across restarts. Work beats `pulse`.
+    pub fn new(config: Config, cluster: Cluster, marker: Option<Marker>, pulse: Arc<Pulse>) -> Self {
+        Archive { place: OnceCell::new(), config, cluster, marker, pulse, confirmed_identity: Mutex::default() }
     }
 
-    /// The configuration it was opened with.
+    fn place(&self) -> Result<&Place> {
+        self.place.get_or_try_init(|| Place::open(&self.config.destination, &self.pulse))
+    }
+
+    /// The configuration it was made with.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// The cluster it was opened for.
+    /// The cluster it was made for.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
     }
@@ -116,22 +130,23 @@ impl Archive {
     /// An equal file that stands there already is success, any other is refused and never replaced.
     pub fn store(&self, file: &WalFile, desk: &mut Desk) -> Result<StoredFile> {
         let started = Instant::now();
-        self.confirm_identity()?;
+        let place = self.place()?;
+        self.confirm_identity(place)?;
         let source = source::read(file, &self.cluster, self.max_buffer_bytes(), &mut desk.plain, &self.pulse)?;
-        let key = self.place.layout.wal_key(&file.name, "");
-        let (stored_size, compression, modified, created) = match self.put(&key, file, &source, desk)? {
+        let key = place.layout.wal_key(&file.name, "");
+        let (stored_size, compression, modified, created) = match self.put(place, &key, file, &source, desk)? {
             Put::Created { stored_size } => (stored_size, self.compression_of(&source), source.modified, true),
             Put::AlreadyExists => {
-                let same = duplicate::compare(&*self.place.store, &key, &file.name, source.plain_size, &source.hash)?;
+                let same = duplicate::compare(place, &file.name, source.plain_size, &source.hash, &self.pulse)?;
                 (same.meta.stored_size, same.compression, same.meta.modified, false)
             }
         };
         // The file system may have been unmounted since: what was stored then lies in the empty mount point.
-        self.confirm_identity()?;
+        self.confirm_identity(place)?;
         Ok(StoredFile {
             name: file.name,
             stamp: source.stamp,
-            location: self.place.store.location(&key),
+            location: place.store.location(&key),
             plain_size: source.plain_size,
             stored_size,
             hash: source.hash,
@@ -144,11 +159,12 @@ impl Archive {
 
     /// Records stored files in the order given, each exactly once, durably. Several cost little more than one.
     pub fn record(&self, files: &[StoredFile]) -> Result<()> {
-        let Some(records) = &self.place.records else { return Ok(()) };
+        let place = self.place()?;
+        let Some(records) = &place.records else { return Ok(()) };
         for file in files {
             let sum = Sum { size: file.plain_size, hash: file.hash, stored_size: file.stored_size };
-            if file.created || records.find_sum(&self.place.layout, &file.name)? != Some(sum) {
-                records.add_sum(&self.place.layout, &file.name, &sum)?;
+            if file.created || records.find_sum(&place.layout, &file.name)? != Some(sum) {
+                records.add_sum(&place.layout, &file.name, &sum)?;
             }
         }
         let lines: Vec<NewLine> = files
@@ -187,7 +203,7 @@ impl Archive {
         }
     }
 
-    fn put(&self, key: &str, file: &WalFile, source: &Source, desk: &mut Desk) -> Result<Put> {
+    fn put(&self, place: &Place, key: &str, file: &WalFile, source: &Source, desk: &mut Desk) -> Result<Put> {
         let attributes = Attributes { modified: source.modified };
         // A source that is compressed already goes as it is.
         let compression = match source.compression {
@@ -204,94 +220,115 @@ impl Archive {
                 self.pulse.beat();
                 encoded.as_slice()
             };
-            return self.place.store.put_new(key, Body::Bytes(body), &attributes);
+            return place.store.put_new(key, Body::Bytes(body), &attributes);
         }
         let mut stream = |out: &mut dyn Write| {
             let mut again = &source.file;
             again.rewind()?;
-            let mut hashed = Hashed { inner: again, hasher: blake3::Hasher::new(), pulse: &self.pulse };
+            let mut hashed = Hashed { inner: Beating::new(again, &self.pulse), hasher: blake3::Hasher::new() };
             encoder.encode_stream(&mut hashed, source.plain_size, out)?;
-            let unchanged = source.compression != Compression::None || Hash(hashed.hasher.finalize()) == source.hash;
-            if unchanged { Ok(()) } else { Err(io::Error::other(changed_between_passes(file))) }
+            let is_unchanged = Hash(hashed.hasher.finalize()) == source.raw_hash;
+            if is_unchanged { Ok(()) } else { Err(io::Error::other(changed_between_passes(file))) }
         };
-        self.place.store.put_new(key, Body::Stream(&mut stream), &attributes)
+        place.store.put_new(key, Body::Stream(&mut stream), &attributes)
     }
 
     /// Makes sure that the archive is this cluster's, and still there: one look at the identity file where nothing
     /// changed. The first time it is made where there is none and the place is new.
-    fn confirm_identity(&self) -> Result<()> {
+    fn confirm_identity(&self, place: &Place) -> Result<()> {
         let mut confirmed = self.confirmed_identity.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = self.place.layout.identity_key();
-        let standing = self.place.store.head(&key)?;
-        if standing.is_some_and(|meta| confirmed.as_ref() == Some(&meta.version)) {
+        let key = place.layout.identity_key();
+        let standing = place.store.head(&key)?;
+        if let (Some(meta), Some(known)) = (&standing, &mut *confirmed)
+            && meta.version == known.version
+        {
+            known.is_remembered = known.is_remembered || self.remember(place);
             return Ok(());
         }
-        let location = self.place.location();
-        let remembered = match &self.marker {
-            Some(marker) => marker.remembers(&self.cluster, &location)?,
-            None => false,
+        let location = place.location();
+        let is_remembered = match &self.marker {
+            Some(marker) => marker.remembers(&self.cluster, &place.real_location())?,
+            None => true,
         };
-        if self.place.identity()?.is_none() {
-            if confirmed.is_some() || remembered {
+        if place.identity()?.is_none() {
+            if confirmed.is_some() || self.marker.is_some() && is_remembered {
                 return Err(vanished_archive(&location, self.marker.as_ref().map(Marker::path)));
             }
-            self.begin(&key, &location)?;
+            self.begin(place, &key, &location)?;
         }
         // Also after beginning it: another cluster may have been faster.
-        let Some((identity, meta)) = self.place.identity()? else {
+        let Some((identity, meta)) = place.identity()? else {
             return Err(vanished_archive(&location, None).retry_if(true));
         };
         if !identity.names(self.cluster.system_identifier) {
             return Err(foreign_archive(&location, identity.system_identifier(), self.cluster.system_identifier));
         }
-        if let Some(records) = &self.place.records {
+        if let Some(records) = &place.records {
             records.sweep_staging()?;
             records.catalogue.catch_up()?;
         }
-        if let Some(marker) = self.marker.as_ref().filter(|_| !remembered) {
-            marker.remember(&self.cluster, &location)?;
-        }
-        *confirmed = Some(meta.version);
+        let is_remembered = is_remembered || self.remember(place);
+        *confirmed = Some(Confirmed { version: meta.version, is_remembered });
         Ok(())
     }
 
+    fn remember(&self, place: &Place) -> bool {
+        self.marker.as_ref().is_none_or(|marker| marker.remember(&self.cluster, &place.real_location()).is_ok())
+    }
+
     /// Makes the identity file of an archive that has none: it is new, or Barman began it and its WAL is this cluster's.
-    fn begin(&self, key: &str, location: &str) -> Result<()> {
-        if let Some(found) = self.owner_of_stored_wal()?
+    fn begin(&self, place: &Place, key: &str, location: &str) -> Result<()> {
+        if let Some(found) = Self::owner_of_stored_wal(place)?
             && found != self.cluster.system_identifier
         {
             return Err(foreign_archive(location, &found.to_string(), self.cluster.system_identifier));
         }
         let identity = Identity::of(&self.cluster).to_json();
         let attributes = Attributes { modified: SystemTime::now() };
-        self.place.store.put_new(key, Body::Bytes(identity.as_bytes()), &attributes).map(drop)
+        place.store.put_new(key, Body::Bytes(identity.as_bytes()), &attributes).map(drop)
     }
 
     /// The system identifier in the first stored segment that can be read; nothing where no WAL is stored.
-    fn owner_of_stored_wal(&self) -> Result<Option<u64>> {
+    fn owner_of_stored_wal(place: &Place) -> Result<Option<u64>> {
         /// More damaged segments than this in a row are no archive to go on with.
-        const MOST: usize = 64;
-        let wal = self.place.list_wal(None, MOST)?;
-        for (_, listed) in wal.iter().filter(|(name, _)| name.is_wal()) {
-            let Some(object) = self.place.store.get(&listed.key)? else { continue };
-            let mut head = [0; LongPageHeader::LENGTH];
-            let read = crate::codec::decode(object.body, u64::MAX).and_then(|mut it| it.plain.read_exact(&mut head));
-            if let (Ok(()), Ok(header)) = (read, LongPageHeader::parse(&head)) {
-                return Ok(Some(header.system_identifier));
+        const MOST_SEGMENTS: usize = 64;
+        const PAGE: usize = 1000;
+        let (mut after, mut has_wal, mut segments) = (None, false, 0);
+        loop {
+            let page = place.list_wal(after.as_deref(), PAGE)?;
+            let Some((_, last)) = page.last() else { break };
+            (after, has_wal) = (Some(last.key.clone()), true);
+            for (_, listed) in page.iter().filter(|(name, _)| name.is_wal()) {
+                if let Some(owner) = owner_of_segment(place, &listed.key)? {
+                    return Ok(Some(owner));
+                }
+                segments += 1;
+                if segments == MOST_SEGMENTS {
+                    return Err(nobodys_archive(place));
+                }
             }
         }
-        if wal.is_empty() {
-            return Ok(None);
-        }
-        let location = self.place.location();
-        Err(Error::new(
-            Kind::Identity,
-            location.clone(),
-            format!("the archive at \"{location}\" holds WAL files but does not say whose they are"),
-        )
-        .detail("It has no identity.json, and none of its first segments can be read.")
-        .hint("Set another archiver.server_name, so that a new archive is begun beside it."))
+        if has_wal { Err(nobodys_archive(place)) } else { Ok(None) }
     }
+}
+
+/// The system identifier in a stored segment's header; nothing where it cannot be read.
+fn owner_of_segment(place: &Place, key: &str) -> Result<Option<u64>> {
+    let Some(object) = place.store.get(key)? else { return Ok(None) };
+    let mut head = [0; LongPageHeader::LENGTH];
+    let read = crate::codec::decode(object.body, u64::MAX).and_then(|mut decoder| decoder.plain.read_exact(&mut head));
+    Ok(read.ok().and_then(|()| LongPageHeader::parse(&head).ok()).map(|header| header.system_identifier))
+}
+
+fn nobodys_archive(place: &Place) -> Error {
+    let location = place.location();
+    Error::new(
+        Kind::Identity,
+        location.clone(),
+        format!("the archive at \"{location}\" holds WAL files but does not say whose they are"),
+    )
+    .detail("It has no identity.json, and none of its first segments can be read.")
+    .hint("Set another archiver.server_name, so that a new archive is begun beside it.")
 }
 
 fn changed_between_passes(file: &WalFile) -> Error {
@@ -299,18 +336,16 @@ fn changed_between_passes(file: &WalFile) -> Error {
     Error::new(Kind::Source, path.to_string(), format!("file \"{path}\" changed while it was read")).retry_if(true)
 }
 
-/// Hashes what passes through, and beats.
-struct Hashed<'a, R> {
+/// Hashes what passes through.
+struct Hashed<R> {
     inner: R,
     hasher: blake3::Hasher,
-    pulse: &'a Pulse,
 }
 
-impl<R: Read> Read for Hashed<'_, R> {
+impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
         self.hasher.update(&buffer[..count]);
-        self.pulse.beat();
         Ok(count)
     }
 }

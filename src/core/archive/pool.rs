@@ -24,6 +24,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How many of the newest store times are kept for percentiles.
 const MOST_TIMES: usize = 1024;
+/// Threads at most, those included that hang in a storage that was configured before.
+const MOST_WORKERS: usize = 256;
 
 /// The answer to [`Archiver::poll`].
 #[derive(Debug)]
@@ -82,6 +84,8 @@ pub struct Archiver {
     shared: Arc<Shared>,
     read_ahead: ReadAhead,
     asked: Option<Asked>,
+    /// Whether the last answer was a failure.
+    is_failing: bool,
     totals: Totals,
 }
 
@@ -111,8 +115,12 @@ struct State {
     jobs: BTreeMap<WalName, Job>,
     asked: Option<WalName>,
     is_recording: bool,
-    wanted_workers: usize,
+    /// Workers of this generation. Those of earlier ones end as soon as they can; one that hangs in the storage it
+    /// was made for keeps nobody from working on the new one.
     workers: usize,
+    wanted_workers: usize,
+    /// Workers of every generation.
+    alive: usize,
     is_stopping: bool,
 }
 
@@ -147,20 +155,27 @@ impl Archiver {
     /// An archiver without threads or work yet. Workers call `waker`; the work beats `pulse`.
     pub fn new(waker: Waker, pulse: Arc<Pulse>) -> Self {
         let shared = Shared { state: Mutex::default(), work: Condvar::new(), ended: Condvar::new(), waker, pulse };
-        Archiver { shared: Arc::new(shared), read_ahead: ReadAhead::default(), asked: None, totals: Totals::default() }
+        Archiver {
+            shared: Arc::new(shared),
+            read_ahead: ReadAhead::default(),
+            asked: None,
+            is_failing: false,
+            totals: Totals::default(),
+        }
     }
 
-    /// From now on works on that archive. What was done or begun under the one before is never answered again.
-    pub fn use_archive(&mut self, archive: Arc<Archive>) {
+    /// From now on works on that archive, or on none. What was done or begun under the one before is never answered
+    /// again.
+    pub fn use_archive(&mut self, archive: Option<Arc<Archive>>) {
         let mut state = self.shared.lock();
-        state.wanted_workers = archive.workers_in_memory();
-        state.archive = Some(archive);
+        state.wanted_workers = archive.as_ref().map_or(0, |archive| archive.workers_in_memory());
+        state.archive = archive;
         state.generation += 1;
+        state.workers = 0;
         state.jobs.clear();
         state.is_recording = false;
         drop(state);
         self.asked = None;
-        // Workers beyond the wanted number end.
         self.shared.work.notify_all();
     }
 
@@ -168,6 +183,9 @@ impl Archiver {
     pub fn ask(&mut self, file: &WalFile) -> Result<()> {
         self.start_workers()?;
         let mut state = self.shared.lock();
+        if state.is_stopping {
+            return Err(Error::new(Kind::Interrupted, file.name.to_string(), "the archiver is stopping"));
+        }
         let Some(archive) = state.archive.clone() else {
             return Err(Error::new(Kind::Internal, file.name.to_string(), "no archive was opened"));
         };
@@ -184,7 +202,9 @@ impl Archiver {
         drop(state);
 
         let room = archive.config().read_ahead.saturating_sub(begun);
-        if let Some(pg_wal) = file.path.parent().filter(|_| room > archive.config().read_ahead / 2) {
+        // While files fail, the one that PostgreSQL waits for gets the storage, and what room is left there, to itself.
+        let is_worthwhile = !self.is_failing && room > archive.config().read_ahead / 2;
+        if let Some(pg_wal) = file.path.parent().filter(|_| is_worthwhile) {
             self.look_ahead(&archive, pg_wal, &file.name);
         }
         self.shared.work.notify_all();
@@ -211,7 +231,8 @@ impl Archiver {
         let nothing_asked = || Answer::Failed(Error::new(Kind::Internal, "", "no file was asked for"));
         let Some(asked) = &mut self.asked else { return nothing_asked() };
         let mut state = self.shared.lock();
-        let retry_timeout = state.archive.as_ref().map_or(Duration::ZERO, |archive| archive.config().retry_timeout);
+        let retry_timeout =
+            state.archive.as_ref().map_or(Duration::ZERO, |archive| archive.config().destination.retry_timeout);
         let Some(job) = state.jobs.get_mut(&asked.name) else { return nothing_asked() };
         let now = Instant::now();
         match &job.phase {
@@ -220,6 +241,7 @@ impl Archiver {
                 match asked.retry_at {
                     _ if !may_try_again => {
                         let error = error.clone();
+                        self.is_failing = true;
                         state.jobs.remove(&asked.name);
                         state.asked = None;
                         self.asked = None;
@@ -241,6 +263,7 @@ impl Archiver {
             }
             Phase::Done(stored) if Stamp::of_path(&job.path).ok() != Some(stored.stamp) => {
                 // Re-created since it was read: what is stored is another file, and the duplicate rule will say so.
+                asked.was_ahead = false;
                 job.phase = Phase::Queued;
                 self.shared.work.notify_all();
                 Answer::Waiting(None)
@@ -248,6 +271,10 @@ impl Archiver {
             Phase::Done(stored) => {
                 let (stored, was_ahead) = (stored.clone(), asked.was_ahead);
                 state.jobs.remove(&asked.name);
+                if std::mem::take(&mut self.is_failing) {
+                    // The trouble is over: what failed while reading ahead may be begun again.
+                    state.jobs.retain(|_, job| !matches!(job.phase, Phase::Failed(_)));
+                }
                 state.asked = None;
                 self.asked = None;
                 drop(state);
@@ -277,8 +304,8 @@ impl Archiver {
         self.shared.work.notify_all();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            if state.workers == 0 || left.is_zero() {
-                return state.workers == 0;
+            if state.alive == 0 || left.is_zero() {
+                return state.alive == 0;
             }
             let waited = self.shared.ended.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -291,25 +318,44 @@ impl Archiver {
             if state.is_stopping || state.workers >= state.wanted_workers {
                 return Ok(());
             }
+            if state.alive >= MOST_WORKERS {
+                return enough_or(state.workers, "too many of them hang in the storage");
+            }
             state.workers += 1;
-            let number = state.workers;
+            state.alive += 1;
+            let (number, generation) = (state.workers, state.generation);
             drop(state);
             let shared = Arc::clone(&self.shared);
             let spawned = with_signals_blocked(|| {
-                Builder::new().name(format!("archiver {number}")).spawn(move || run_worker(&shared))
+                Builder::new().name(format!("archiver {number}")).spawn(move || run_worker(&shared, generation))
             });
             if let Err(error) = spawned {
                 let mut state = self.shared.lock();
                 state.workers -= 1;
-                if state.workers > 0 {
-                    return Ok(());
-                }
-                let cause = crate::error::plain_cause(&error);
-                let failure = Error::new(Kind::Internal, "worker", format!("could not start a worker thread: {cause}"));
-                return Err(failure.hint("Raise the limit of processes for the user that runs PostgreSQL."));
+                state.alive -= 1;
+                return enough_or(state.workers, &crate::error::plain_cause(&error));
             }
         }
     }
+}
+
+/// Idle workers end; whoever is at work ends after its file.
+impl Drop for Archiver {
+    fn drop(&mut self) {
+        self.shared.lock().is_stopping = true;
+        self.shared.work.notify_all();
+    }
+}
+
+/// Fewer workers than wanted will do, none will not.
+fn enough_or(workers: usize, cause: &str) -> Result<()> {
+    if workers > 0 {
+        return Ok(());
+    }
+    let message = format!("could not start a worker thread: {cause}");
+    Err(Error::new(Kind::Internal, "worker", message).hint(
+        "Raise the limit of processes for the user that runs PostgreSQL, or restart the server if its storage hangs.",
+    ))
 }
 
 /// Runs `spawn` while every signal is blocked, so that the new thread never runs a handler of the process and never
@@ -324,9 +370,20 @@ pub fn with_signals_blocked<T>(spawn: impl FnOnce() -> T) -> T {
     result
 }
 
-fn run_worker(shared: &Shared) {
+/// A worker's whole life. Whatever goes wrong in it, it is counted out at the end.
+fn run_worker(shared: &Shared, generation: u64) {
+    let _ = catch_unwind(AssertUnwindSafe(|| work(shared, generation)));
+    let mut state = shared.lock();
+    state.alive -= 1;
+    if state.generation == generation {
+        state.workers -= 1;
+    }
+    shared.ended.notify_all();
+}
+
+fn work(shared: &Shared, generation: u64) {
     let mut desk = Desk::default();
-    while let Some((file, archive, generation)) = next_job(shared) {
+    while let Some((file, archive)) = next_job(shared, generation) {
         let outcome = catch_unwind(AssertUnwindSafe(|| archive.store(&file, &mut desk))).unwrap_or_else(|panic| {
             desk = Desk::default();
             Err(panicked(&file.name, &*panic))
@@ -346,15 +403,13 @@ fn run_worker(shared: &Shared) {
         record_stored(shared);
         (shared.waker)();
     }
-    shared.ended.notify_all();
 }
 
-/// Waits for work. Nothing: this worker is to end, and is no longer counted.
-fn next_job(shared: &Shared) -> Option<(WalFile, Arc<Archive>, u64)> {
+/// Waits for work. Nothing: this worker is to end.
+fn next_job(shared: &Shared, generation: u64) -> Option<(WalFile, Arc<Archive>)> {
     let mut state = shared.lock();
     loop {
-        if state.is_stopping || state.workers > state.wanted_workers {
-            state.workers -= 1;
+        if state.is_stopping || state.generation != generation {
             return None;
         }
         // A file stored early may have waited for its line until it was asked for.
@@ -374,14 +429,14 @@ fn next_job(shared: &Shared) -> Option<(WalFile, Arc<Archive>, u64)> {
 
 impl State {
     /// The file asked for if it is queued, else the first in PostgreSQL's order.
-    fn take_job(&mut self) -> Option<(WalFile, Arc<Archive>, u64)> {
+    fn take_job(&mut self) -> Option<(WalFile, Arc<Archive>)> {
         let archive = self.archive.clone()?;
         let is_queued = |job: &Job| matches!(job.phase, Phase::Queued);
         let asked = self.asked.filter(|asked| self.jobs.get(asked).is_some_and(is_queued));
         let name = asked.or_else(|| self.jobs.iter().find(|(_, job)| is_queued(job)).map(|(name, _)| *name))?;
         let job = self.jobs.get_mut(&name)?;
         job.phase = Phase::Running;
-        Some((WalFile { name, path: job.path.clone() }, archive, self.generation))
+        Some((WalFile { name, path: job.path.clone() }, archive))
     }
 
     /// The stored files whose line may be written now: in order, up to the first that is not stored yet; and the one
@@ -425,8 +480,16 @@ fn record_stored(shared: &Shared) {
         state.is_recording = true;
         drop(state);
 
-        let recorded = catch_unwind(AssertUnwindSafe(|| archive.record(&batch)))
-            .unwrap_or_else(|panic| Err(panicked(&batch[0].name, &*panic)));
+        let record = |files: &[StoredFile]| {
+            catch_unwind(AssertUnwindSafe(|| archive.record(files)))
+                .unwrap_or_else(|panic| Err(panicked(&files[0].name, &*panic)))
+        };
+        let together = record(&batch);
+        // What fails for one file must not be told of another.
+        let recorded: Vec<Result<()>> = match together {
+            Err(_) if batch.len() > 1 => batch.iter().map(|file| record(std::slice::from_ref(file))).collect(),
+            other => vec![other; batch.len()],
+        };
         shared.pulse.beat();
 
         let mut state = shared.lock();
@@ -434,11 +497,11 @@ fn record_stored(shared: &Shared) {
             return;
         }
         state.is_recording = false;
-        for file in batch {
+        for (file, recorded) in batch.into_iter().zip(recorded) {
             if let Some(job) = state.jobs.get_mut(&file.name) {
-                job.phase = match &recorded {
+                job.phase = match recorded {
                     Ok(()) => Phase::Done(file),
-                    Err(error) => Phase::Failed(error.clone()),
+                    Err(error) => Phase::Failed(error),
                 };
             }
         }

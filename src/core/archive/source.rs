@@ -3,7 +3,7 @@
 use crate::codec::{self, Compression};
 use crate::error::{Error, Kind, Result};
 use crate::identity::Cluster;
-use crate::pulse::Pulse;
+use crate::pulse::{Beating, Pulse};
 use crate::sums::Hash;
 use crate::wal::{LongPageHeader, WalName};
 use std::fs::{File, Metadata};
@@ -58,6 +58,8 @@ pub struct Source {
     pub plain_size: u64,
     /// Hash of the plain content.
     pub hash: Hash,
+    /// Hash of the file as it is: the same unless it is compressed already.
+    pub raw_hash: Hash,
     /// The format it is compressed in already; it is stored as it is then.
     pub compression: Compression,
     /// Whether the buffer holds the whole file.
@@ -84,6 +86,11 @@ pub fn read(
         return Err(unfit(file, "it is not a regular file"));
     }
     let stamp = Stamp::of(&meta);
+    let limit = size_limit(&file.name, cluster);
+    // Compressing can make a file a little longer, never by this much: a longer one is not worth reading.
+    if meta.len() > limit + limit / 64 + (64 << 10) {
+        return Err(unfit(file, &format!("it is {} bytes long", meta.len())));
+    }
     let is_in_memory = meta.len() <= max_buffer_bytes;
 
     buffer.clear();
@@ -91,7 +98,8 @@ pub fn read(
         let room = usize::try_from(meta.len()).unwrap_or(usize::MAX);
         buffer.try_reserve_exact(room).map_err(|_| out_of_memory(file, meta.len()))?;
     }
-    let as_it_is = scan(&mut opened, pulse, |piece| {
+    // A file that grows meanwhile is found out by its stamp.
+    let as_it_is = scan((&mut opened).take(meta.len()), pulse, |piece| {
         if is_in_memory {
             buffer.extend_from_slice(piece);
         }
@@ -99,17 +107,19 @@ pub fn read(
     .map_err(|error| failed("read file", &error))?;
 
     let compression = Compression::detect(&as_it_is.head).unwrap_or(Compression::None);
+    let raw_hash = as_it_is.hash;
     let plain = match compression {
         Compression::None => as_it_is,
         _ => {
-            let limit = size_limit(&file.name, cluster);
             let unreadable = |error: io::Error| {
                 let cause = crate::error::plain_cause(&error);
                 unfit(file, &format!("it is compressed with {} and does not unpack: {cause}", compression.name()))
             };
-            opened.rewind().map_err(|error| failed("read file", &error))?;
-            let mut decoder = codec::decode(&opened, limit).map_err(unreadable)?;
-            scan(&mut decoder.plain, pulse, |_| {}).map_err(unreadable)?
+            let mut again = &opened;
+            again.rewind().map_err(|error| failed("read file", &error))?;
+            let stored: Box<dyn Read + '_> = if is_in_memory { Box::new(buffer.as_slice()) } else { Box::new(again) };
+            let decoder = codec::decode(stored, limit).map_err(unreadable)?;
+            scan(decoder.plain, pulse, |_| {}).map_err(unreadable)?
         }
     };
     check_content(file, cluster, &plain)?;
@@ -124,6 +134,7 @@ pub fn read(
         stamp,
         plain_size: plain.size,
         hash: plain.hash,
+        raw_hash,
         compression,
         is_in_memory,
     })
@@ -137,7 +148,8 @@ struct Scanned {
     head: Vec<u8>,
 }
 
-fn scan(reader: &mut impl Read, pulse: &Pulse, mut each: impl FnMut(&[u8])) -> io::Result<Scanned> {
+fn scan(reader: impl Read, pulse: &Pulse, mut each: impl FnMut(&[u8])) -> io::Result<Scanned> {
+    let mut reader = Beating::new(reader, pulse);
     let mut piece = vec![0; PIECE_BYTES];
     let mut hasher = blake3::Hasher::new();
     let (mut size, mut head) = (0, Vec::new());
@@ -148,10 +160,6 @@ fn scan(reader: &mut impl Read, pulse: &Pulse, mut each: impl FnMut(&[u8])) -> i
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };
-        if pulse.is_stopped() {
-            return Err(io::Error::other("stopped before the file was read"));
-        }
-        pulse.beat();
         let bytes = &piece[..count];
         if head.len() < LongPageHeader::LENGTH {
             let missing = LongPageHeader::LENGTH - head.len();

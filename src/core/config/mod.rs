@@ -121,13 +121,22 @@ impl Settings {
     }
 }
 
-/// What the archiver needs to know to do its work.
+/// Which archive: all that whoever only reads needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
+pub struct Destination {
     /// Where WAL is stored.
     pub storage: StorageUrl,
     /// The cluster's folder there.
     pub server_name: ServerName,
+    /// How long one file is tried.
+    pub retry_timeout: Duration,
+}
+
+/// What the archiver needs to know to do its work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Which archive.
+    pub destination: Destination,
     /// How files are compressed.
     pub compression: Compression,
     /// The number of the level, as the format counts them.
@@ -138,8 +147,6 @@ pub struct Config {
     pub read_ahead: usize,
     /// Bound on the memory of all buffers.
     pub memory_limit_bytes: u64,
-    /// How long one file is tried without progress.
-    pub retry_timeout: Duration,
 }
 
 /// 0 workers means one per core, and no more than this.
@@ -149,71 +156,89 @@ const READ_AHEAD: RangeInclusive<u64> = 0..=1024;
 const MEMORY_LIMIT_BYTES: RangeInclusive<u64> = (16 << 20)..=(64 << 30);
 const RETRY_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 
-impl Config {
-    /// Reads all settings; fails with the first that is missing or wrong.
-    pub fn parse(settings: &Settings) -> Result<Self> {
-        let get = |setting| settings.get(setting).trim();
-        let wrong = |setting: Setting, cause: String| Error::setting(setting.name(), settings.get(setting), cause);
-        let number = |setting: Setting, range: &RangeInclusive<u64>| match get(setting).parse::<u64>() {
-            Ok(number) if range.contains(&number) => Ok(number as usize),
-            _ => Err(wrong(setting, format!("It must be a whole number from {} to {}", range.start(), range.end()))),
-        };
+/// What was typed for one setting, on its way to what it means.
+struct Typed<'a> {
+    setting: Setting,
+    text: &'a str,
+}
 
-        if get(Setting::Storage).is_empty() {
-            return Err(Error::new(
-                Kind::Configuration,
-                "archiver.storage",
-                "parameter \"archiver.storage\" is not set",
-            )
-            .hint("Set it to the URL of the archive, for example file:///srv/wal, and reload the configuration."));
+impl Settings {
+    fn typed(&self, setting: Setting) -> Typed<'_> {
+        Typed { setting, text: self.get(setting).trim() }
+    }
+}
+
+impl Typed<'_> {
+    /// The refusal of what was typed.
+    fn wrong(&self, cause: impl std::fmt::Display) -> Error {
+        Error::setting(self.setting.name(), self.text, cause)
+    }
+
+    fn number(&self, range: &RangeInclusive<u64>) -> Result<usize> {
+        match self.text.parse() {
+            Ok(number) if range.contains(&number) => Ok(number as usize),
+            _ => Err(self.wrong(format!("It must be a whole number from {} to {}", range.start(), range.end()))),
         }
-        let storage = StorageUrl::parse(get(Setting::Storage)).map_err(|cause| match cause {
+    }
+}
+
+impl Destination {
+    /// Reads the settings that say where the archive is; fails with the first that is missing or wrong.
+    pub fn parse(settings: &Settings) -> Result<Self> {
+        let storage = settings.typed(Setting::Storage);
+        if storage.text.is_empty() {
+            let message = "parameter \"archiver.storage\" is not set";
+            return Err(Error::new(Kind::Configuration, "archiver.storage", message)
+                .hint("Set it to the URL of the archive, for example file:///srv/wal, and reload the configuration."));
+        }
+        let storage = StorageUrl::parse(storage.text).map_err(|cause| match cause {
             url::BadUrl::HoldsSecret => Error::new(
                 Kind::Configuration,
                 "archiver.storage",
                 "invalid value for parameter \"archiver.storage\": it holds a user name, a password or a key",
             )
             .hint("Every role can read settings: take the credentials out of the URL."),
-            other => wrong(Setting::Storage, other.to_string()),
+            other => storage.wrong(other),
         })?;
-        let server_name = ServerName::parse(get(Setting::ServerName)).ok_or_else(|| {
-            let rule = "It takes 1 to 63 letters, digits, dots, underscores and hyphens, and no dot in front";
-            wrong(Setting::ServerName, rule.to_string())
+        let name = settings.typed(Setting::ServerName);
+        let server_name = ServerName::parse(name.text).ok_or_else(|| {
+            name.wrong("It takes 1 to 63 letters, digits, dots, underscores and hyphens, and no dot in front")
         })?;
-        let compression = Compression::from_name(get(Setting::Compression))
-            .ok_or_else(|| wrong(Setting::Compression, format!("Known are {}", Compression::names())))?;
-        let level = compression
-            .level(get(Setting::CompressionLevel))
-            .map_err(|cause| wrong(Setting::CompressionLevel, cause.to_string()))?;
-        let workers = match number(Setting::Workers, &WORKERS)? {
-            0 => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_AUTOMATIC_WORKERS),
-            workers => workers,
-        };
-        let read_ahead = number(Setting::ReadAhead, &READ_AHEAD)?;
-        let memory_limit_bytes = units::parse_bytes(get(Setting::MemoryLimit))
-            .filter(|bytes| MEMORY_LIMIT_BYTES.contains(bytes))
-            .ok_or_else(|| {
-                let rule =
-                    "It must be a size from 16MB to 64GB; units are B, kB, MB, GB and TB, and kB where none is given";
-                wrong(Setting::MemoryLimit, rule.to_string())
-            })?;
-        let retry_timeout_ms = units::parse_milliseconds(get(Setting::RetryTimeout))
+        let retry_timeout = settings.typed(Setting::RetryTimeout);
+        let retry_timeout_ms = units::parse_milliseconds(retry_timeout.text)
             .filter(|ms| RETRY_TIMEOUT_MS.contains(ms))
             .ok_or_else(|| {
                 let rule =
                     "It must be a time from 1s to 1h; units are us, ms, s, min, h and d, and ms where none is given";
-                wrong(Setting::RetryTimeout, rule.to_string())
+                retry_timeout.wrong(rule)
             })?;
-        Ok(Config {
-            storage,
-            server_name,
-            compression,
-            level,
-            workers,
-            read_ahead,
-            memory_limit_bytes,
-            retry_timeout: Duration::from_millis(retry_timeout_ms),
-        })
+        Ok(Destination { storage, server_name, retry_timeout: Duration::from_millis(retry_timeout_ms) })
+    }
+}
+
+impl Config {
+    /// Reads all settings; fails with the first that is missing or wrong.
+    pub fn parse(settings: &Settings) -> Result<Self> {
+        let destination = Destination::parse(settings)?;
+        let compression = settings.typed(Setting::Compression);
+        let compression = Compression::from_name(compression.text)
+            .ok_or_else(|| compression.wrong(format!("Known are {}", Compression::names())))?;
+        let level = settings.typed(Setting::CompressionLevel);
+        let level = compression.level(level.text).map_err(|cause| level.wrong(cause))?;
+        let workers = match settings.typed(Setting::Workers).number(&WORKERS)? {
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_AUTOMATIC_WORKERS),
+            workers => workers,
+        };
+        let read_ahead = settings.typed(Setting::ReadAhead).number(&READ_AHEAD)?;
+        let memory_limit = settings.typed(Setting::MemoryLimit);
+        let memory_limit_bytes = units::parse_bytes(memory_limit.text)
+            .filter(|bytes| MEMORY_LIMIT_BYTES.contains(bytes))
+            .ok_or_else(|| {
+                let rule =
+                    "It must be a size from 16MB to 64GB; units are B, kB, MB, GB and TB, and kB where none is given";
+                memory_limit.wrong(rule)
+            })?;
+        Ok(Config { destination, compression, level, workers, read_ahead, memory_limit_bytes })
     }
 }
 
@@ -233,12 +258,12 @@ mod tests {
     #[test]
     fn the_defaults_need_only_a_storage() {
         let config = parse(&[]).unwrap();
-        assert_eq!(config.server_name.to_string(), "main");
+        assert_eq!(config.destination.server_name.to_string(), "main");
         assert_eq!((config.compression, config.level), (Compression::Zstd, 1));
         assert!((1..=8).contains(&config.workers));
         assert_eq!(config.read_ahead, 16);
         assert_eq!(config.memory_limit_bytes, 256 << 20);
-        assert_eq!(config.retry_timeout, Duration::from_secs(60));
+        assert_eq!(config.destination.retry_timeout, Duration::from_secs(60));
         let unset = Config::parse(&Settings::default()).unwrap_err();
         assert_eq!(unset.to_string(), "parameter \"archiver.storage\" is not set");
     }

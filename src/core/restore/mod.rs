@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 
 /// Temporary files beside the destination start with this, followed by who makes them.
 const TEMPORARY_PREFIX: &str = "archiver.restore.";
+/// PostgreSQL's largest segment.
+const LONGEST_SEGMENT: u64 = 1 << 30;
+/// Labels and histories are a few hundred bytes.
+const LONGEST_TEXT_FILE: u64 = 1 << 20;
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// What is wanted.
@@ -61,6 +65,26 @@ pub fn restore(place: &Place, request: &Request<'_>) -> Result<Restored> {
 }
 
 fn restore_once(place: &Place, request: &Request<'_>) -> Result<Restored> {
+    if let Some(restored) = look(place, request)? {
+        return Ok(restored);
+    }
+    confirm_archive(place, request.system_identifier)?;
+    // A file system mounted between the look and the confirmation would make the answer wrong.
+    if let Some(restored) = look(place, request)? {
+        return Ok(restored);
+    }
+    if was_stored(place, &request.name)? {
+        return Err(lost_file(place, &request.name));
+    }
+    Err(Error::new(
+        Kind::NotFound,
+        request.name.to_string(),
+        format!("\"{}\" is not in the archive at \"{}\"", request.name, place.location()),
+    ))
+}
+
+/// Restores the file, or its partial where that will do; nothing where neither is there.
+fn look(place: &Place, request: &Request<'_>) -> Result<Option<Restored>> {
     let partial = match request.name {
         WalName::Segment(segment) if request.or_partial => Some(WalName::Partial(segment)),
         _ => None,
@@ -68,17 +92,31 @@ fn restore_once(place: &Place, request: &Request<'_>) -> Result<Restored> {
     for name in [Some(request.name), partial].into_iter().flatten() {
         let key = place.layout.wal_key(&name, "");
         if let Some(object) = place.store.get(&key)? {
+            // A segment says itself whose it is; a history file or a label does not.
+            if !name.is_wal() {
+                confirm_archive(place, request.system_identifier)?;
+            }
             let location = place.store.location(&key);
             let size = put_in_place(place, request, &name, object, &location)?;
-            return Ok(Restored { name, location, size });
+            return Ok(Some(Restored { name, location, size }));
         }
     }
-    confirm_archive(place, request.system_identifier)?;
-    Err(Error::new(
-        Kind::NotFound,
-        request.name.to_string(),
-        format!("\"{}\" is not in the archive at \"{}\"", request.name, place.location()),
-    ))
+    Ok(None)
+}
+
+/// Whether our records say that the file is in the archive.
+fn was_stored(place: &Place, name: &WalName) -> Result<bool> {
+    match &place.records {
+        Some(records) => Ok(records.find_sum(&place.layout, name)?.is_some()),
+        None => Ok(false),
+    }
+}
+
+fn lost_file(place: &Place, name: &WalName) -> Error {
+    let location = place.wal_location(name);
+    Error::new(Kind::Damaged, location.clone(), format!("\"{location}\" was archived and is not there"))
+        .detail("The archive's own records name it.")
+        .hint("Is a file system below the archive not mounted? PostgreSQL must not go on without this file.")
 }
 
 /// Whether there is an archive at all, and the right one: its identity file was read, or, where Barman keeps none, at
@@ -112,14 +150,15 @@ fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Ob
         _ => Path::new("."),
     };
     durable::sweep_leftovers(directory, TEMPORARY_PREFIX)?;
-    let stored_size = object.meta.stored_size;
 
     let pulse = Pulse::new();
-    let mut staged = StagedFile::create(directory, TEMPORARY_PREFIX, Mode::PRIVATE, &pulse)?;
-    let mut decoder = codec::decode(object.body, 1 << 30).map_err(|error| unreadable(location, &error))?;
+    let mut staged = StagedFile::create(directory, TEMPORARY_PREFIX, Mode::of_directory(directory), &pulse)?;
+    let mut decoder = codec::decode(object.body, LONGEST_SEGMENT).map_err(|error| unreadable(location, &error))?;
     let mut hasher = blake3::Hasher::new();
     let mut head = Vec::with_capacity(LongPageHeader::LENGTH);
     let mut piece = vec![0; 256 << 10];
+    // Until a segment's first page says more.
+    let mut most = if name.is_wal() { LONGEST_SEGMENT } else { LONGEST_TEXT_FILE };
     loop {
         let count = match decoder.plain.read(&mut piece) {
             Ok(0) => break,
@@ -130,6 +169,12 @@ fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Ob
         };
         let bytes = &piece[..count];
         head.extend_from_slice(&bytes[..count.min(LongPageHeader::LENGTH - head.len())]);
+        if name.is_wal() && most == LONGEST_SEGMENT && head.len() == LongPageHeader::LENGTH {
+            most = LongPageHeader::parse(&head).map_err(|cause| damaged(cause.to_string()))?.segment_size.bytes();
+        }
+        if staged.len() + count as u64 > most {
+            return Err(damaged(format!("it is longer than {most} bytes")));
+        }
         hasher.update(bytes);
         staged.write_all(bytes).map_err(|error| Error::io("write file", staged.path(), &error))?;
     }
@@ -151,8 +196,6 @@ fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Ob
     }
     if let Some(records) = &place.records
         && let Some(sum) = records.find_sum(&place.layout, name)?
-        // A line that speaks of other stored bytes was left by an older copy.
-        && sum.stored_size == stored_size
         && (sum.size, sum.hash) != (size, hash)
     {
         return Err(damaged(format!("it was stored as {}, and reads as {hash}", sum.hash)));

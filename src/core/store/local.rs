@@ -4,13 +4,16 @@ use super::{Attributes, Body, Listed, Meta, Object, Put, Store};
 use crate::durable::{self, Mode, Published, StagedFile};
 use crate::error::{Error, Kind, Result};
 use crate::pulse::Pulse;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
+
+/// Device and inode: a directory removed and made again by somebody else has others.
+type DirectoryId = (u64, u64);
 
 /// Objects as files below `root`.
 #[derive(Debug)]
@@ -21,7 +24,7 @@ pub struct LocalStore {
     pulse: Arc<Pulse>,
     /// Directories whose entry in their parent this process has made durable. One that merely exists may have been
     /// made by a process that died before it synced the parent.
-    durable_directories: Mutex<HashSet<PathBuf>>,
+    durable_directories: Mutex<HashMap<PathBuf, DirectoryId>>,
 }
 
 impl LocalStore {
@@ -65,7 +68,11 @@ impl LocalStore {
     /// Makes `directory` and what is missing above it, down from the root, each entry durable.
     fn make_durable_directory(&self, directory: &Path) -> Result<()> {
         let mut known = self.durable_directories.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(directory) {
+        let is_known = |known: &HashMap<PathBuf, DirectoryId>, path: &Path| {
+            let meta = fs::metadata(path);
+            meta.is_ok_and(|meta| known.get(path) == Some(&(meta.dev(), meta.ino())))
+        };
+        if is_known(&known, directory) {
             return Ok(());
         }
         let below = directory.strip_prefix(&self.root).map_err(|_| {
@@ -75,17 +82,14 @@ impl LocalStore {
         for part in below.components() {
             let parent = path.clone();
             path.push(part);
-            if !known.contains(&path) {
+            if !is_known(&known, &path) {
                 durable::create_directory(&path, self.mode)?;
                 durable::sync_directory(&parent)?;
-                known.insert(path.clone());
+                let meta = fs::metadata(&path).map_err(|error| Error::io("stat directory", &path, &error))?;
+                known.insert(path.clone(), (meta.dev(), meta.ino()));
             }
         }
         Ok(())
-    }
-
-    fn forget_directories(&self) {
-        self.durable_directories.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn stage(&self, body: &mut Body<'_>, attributes: &Attributes) -> Result<StagedFile<'_>> {
@@ -141,7 +145,9 @@ impl LocalStore {
         for entry in entries {
             let entry = entry.map_err(|error| unreadable(&error))?;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            let is_directory = entry.file_type().map_err(|error| unreadable(&error))?.is_dir();
+            let file_type = entry.file_type().map_err(|error| unreadable(&error))?;
+            // Links are followed, as reading follows them.
+            let is_directory = file_type.is_dir() || file_type.is_symlink() && entry.path().is_dir();
             // With its slash a directory sorts among the files as its content does.
             keys.push(format!("{folder}/{name}{}", if is_directory { "/" } else { "" }));
         }
@@ -185,14 +191,15 @@ fn if_there<T>(result: io::Result<T>, action: &str, path: &Path) -> Result<Optio
 
 impl Store for LocalStore {
     fn put_new(&self, key: &str, mut body: Body<'_>, attributes: &Attributes) -> Result<Put> {
+        /// Somebody may remove an emptied directory at any time (a purge does), also the one just made anew.
+        const MOST_ATTEMPTS: usize = 4;
         let path = self.path(key);
-        match self.put_once(&path, &mut body, attributes) {
-            // Somebody removed a directory that we had seen (a purge that emptied it): make it again, once.
-            Err(_) if !path.parent().is_some_and(Path::is_dir) || !self.staging.is_dir() => {
-                self.forget_directories();
-                self.put_once(&path, &mut body, attributes)
+        let mut attempt = 1;
+        loop {
+            match self.put_once(&path, &mut body, attributes) {
+                Err(error) if error.is_missing_file() && attempt < MOST_ATTEMPTS => attempt += 1,
+                other => return other,
             }
-            other => other,
         }
     }
 

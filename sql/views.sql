@@ -1,0 +1,120 @@
+-- The status row: what this library knows, joined with what PostgreSQL tells by itself.
+-- One row always, NULL where a thing is not known; it never raises for a thing that cannot be known.
+CREATE FUNCTION archiver.status() RETURNS TABLE (
+    storage text,
+    server_name text,
+    system_identifier text,
+    configured boolean,
+    archive_mode text,
+    in_recovery boolean,
+    compression text,
+    encryption text,
+    archiver_pid integer,
+    queue_files bigint,
+    queue_bytes bigint,
+    oldest_ready_seconds double precision,
+    in_flight bigint,
+    current_wal text,
+    lag_bytes bigint,
+    last_archived_wal text,
+    last_archived_at timestamptz,
+    last_failed_wal text,
+    last_failed_at timestamptz,
+    last_error text,
+    failing_since timestamptz,
+    next_retry_at timestamptz,
+    failed_count bigint,
+    archived_count bigint,
+    bytes_read bigint,
+    bytes_stored bigint,
+    compression_ratio double precision,
+    read_ahead_hits bigint,
+    retries bigint,
+    put_ms_p50 double precision,
+    put_ms_p99 double precision,
+    archived_per_hour double precision,
+    create_only text,
+    credential_source text,
+    config_error text,
+    stats_since timestamptz
+)
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT
+        f.storage,
+        f.server_name,
+        f.system_identifier,
+        f.configured,
+        current_setting('archive_mode'),
+        pg_is_in_recovery(),
+        f.compression,
+        f.encryption,
+        f.archiver_pid,
+        f.queue_files,
+        f.queue_bytes,
+        f.oldest_ready_seconds,
+        f.in_flight,
+        CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END,
+        f.lag_bytes,
+        a.last_archived_wal,
+        a.last_archived_time,
+        a.last_failed_wal,
+        a.last_failed_time,
+        f.last_error,
+        to_timestamp(f.failing_since_us / 1e6),
+        -- PostgreSQL looks again after a minute, or when the next segment is complete.
+        CASE WHEN f.failing_since_us IS NOT NULL THEN a.last_failed_time + interval '1 minute' END,
+        a.failed_count,
+        a.archived_count,
+        f.bytes_read,
+        f.bytes_stored,
+        f.compression_ratio,
+        f.read_ahead_hits,
+        f.retries,
+        f.put_ms_p50,
+        f.put_ms_p99,
+        a.archived_count / nullif(EXTRACT(epoch FROM clock_timestamp() - a.stats_reset)::float8, 0) * 3600,
+        'conditional',
+        NULL::text,
+        f.config_error,
+        to_timestamp(f.stats_since_us / 1e6)
+    FROM pg_stat_archiver AS a,
+        jsonb_to_record(archiver.facts(a.last_archived_wal)) AS f(
+            storage text,
+            server_name text,
+            system_identifier text,
+            configured boolean,
+            compression text,
+            encryption text,
+            archiver_pid integer,
+            queue_files bigint,
+            queue_bytes bigint,
+            oldest_ready_seconds double precision,
+            in_flight bigint,
+            lag_bytes bigint,
+            last_error text,
+            failing_since_us double precision,
+            bytes_read bigint,
+            bytes_stored bigint,
+            compression_ratio double precision,
+            read_ahead_hits bigint,
+            retries bigint,
+            put_ms_p50 double precision,
+            put_ms_p99 double precision,
+            config_error text,
+            stats_since_us double precision
+        );
+$$;
+
+CREATE VIEW archiver.status AS SELECT * FROM archiver.status();
+
+COMMENT ON FUNCTION archiver.status() IS 'how archiving stands, one row';
+COMMENT ON VIEW archiver.status IS 'how archiving stands, one row';
+COMMENT ON FUNCTION archiver.check(boolean) IS 'whether archiving works, one row for each thing that could keep it from working';
+COMMENT ON FUNCTION archiver.facts(text) IS 'what archiver.status is made from';
+
+REVOKE ALL ON FUNCTION archiver.facts(text), archiver.status(), archiver.check(boolean) FROM PUBLIC;
+GRANT USAGE ON SCHEMA archiver TO pg_monitor;
+GRANT EXECUTE ON FUNCTION archiver.facts(text), archiver.status(), archiver.check(boolean) TO pg_monitor;
+GRANT SELECT ON archiver.status TO pg_monitor;

@@ -1,0 +1,229 @@
+//! Every declaration and call of C: the archive module's shapes per version, latches, settings, server facts.
+//!
+//! Whatever PostgreSQL raises inside a call made here arrives as a Rust panic (pgrx guards each of its functions);
+//! [`caught`] ends it. All functions belong to the process's main thread.
+
+use archiver_core::identity::Cluster;
+use archiver_core::wal::SegmentSize;
+use pgrx::guc::GucSetting;
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
+use std::any::Any;
+use std::ffi::{CStr, CString, c_char};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[cfg(feature = "pg15")]
+pub use v15::Callbacks;
+#[cfg(not(feature = "pg15"))]
+pub use v16::{Callbacks, ModuleState};
+
+/// PostgreSQL 15: the server hands in a zeroed struct to be filled (postmaster/pgarch.h).
+#[cfg(feature = "pg15")]
+mod v15 {
+    pub type Callbacks = pgrx::pg_sys::ArchiveModuleCallbacks;
+}
+
+/// PostgreSQL 16 and later: the module returns a struct of static lifetime (archive/archive_module.h, which pgrx 0.18
+/// does not bind).
+#[cfg(not(feature = "pg15"))]
+mod v16 {
+    use std::ffi::{c_char, c_void};
+
+    /// `ArchiveModuleState`
+    #[repr(C)]
+    pub struct ModuleState {
+        private_data: *mut c_void,
+    }
+
+    /// `ArchiveModuleCallbacks`
+    #[repr(C)]
+    pub struct Callbacks {
+        pub startup_cb: Option<unsafe extern "C-unwind" fn(*mut ModuleState)>,
+        pub check_configured_cb: Option<unsafe extern "C-unwind" fn(*mut ModuleState) -> bool>,
+        pub archive_file_cb:
+            Option<unsafe extern "C-unwind" fn(*mut ModuleState, *const c_char, *const c_char) -> bool>,
+        pub shutdown_cb: Option<unsafe extern "C-unwind" fn(*mut ModuleState)>,
+    }
+
+    const _: () = assert!(size_of::<Callbacks>() == 4 * size_of::<*const c_void>());
+    const _: () = assert!(size_of::<ModuleState>() == size_of::<*const c_void>());
+}
+
+/// Runs `work` and ends there whatever it raises, PostgreSQL's errors and our own panics alike; the text says which.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        // Harmless where nothing was raised by PostgreSQL; else its error stack, five deep, must not fill up.
+        // SAFETY: called on the main thread, outside of any error handling of PostgreSQL's own.
+        unsafe { pg_sys::FlushErrorState() };
+        text_of(&*panic)
+    })
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    if let Some(caught) = panic.downcast_ref::<CaughtError>() {
+        return match caught {
+            CaughtError::PostgresError(error)
+            | CaughtError::ErrorReport(error)
+            | CaughtError::RustPanic { ereport: error, .. } => error.message().to_string(),
+        };
+    }
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("panic without a message").to_string()
+}
+
+/// The text behind a C string of the server's; nothing for a null pointer or what is no UTF-8.
+///
+/// # Safety
+/// `text` must be null or point to a NUL-terminated string that lives for the length of the call.
+pub unsafe fn text(text: *const c_char) -> Option<String> {
+    // SAFETY: the caller's promise.
+    (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) })?.to_str().ok().map(str::to_string)
+}
+
+/// What ended a wait.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Woken {
+    /// The process's latch was set. It stays set until [`reset_latch`].
+    pub by_latch: bool,
+    /// The postmaster is gone.
+    pub by_postmaster_death: bool,
+}
+
+/// Sleeps until the latch is set, `socket` is readable, the postmaster dies or the time is over. It may raise (out of
+/// descriptors, say).
+pub fn wait(socket: BorrowedFd<'_>, timeout: Duration) -> Woken {
+    let timeout_ms = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX).clamp(1, 3_600_000);
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_SOCKET_READABLE | pg_sys::WL_TIMEOUT | pg_sys::WL_POSTMASTER_DEATH;
+    // SAFETY: MyLatch is set in every process that runs code of ours, and the socket is borrowed for the call.
+    let woken = unsafe {
+        pg_sys::WaitLatchOrSocket(
+            pg_sys::MyLatch,
+            events as i32,
+            socket.as_raw_fd(),
+            timeout_ms,
+            pg_sys::PG_WAIT_EXTENSION,
+        )
+    } as u32;
+    Woken { by_latch: woken & pg_sys::WL_LATCH_SET != 0, by_postmaster_death: woken & pg_sys::WL_POSTMASTER_DEATH != 0 }
+}
+
+/// Clears the latch; whoever does must set it again before it gives the process back ([`set_latch`]).
+pub fn reset_latch() {
+    // SAFETY: as in `wait`.
+    unsafe { pg_sys::ResetLatch(pg_sys::MyLatch) };
+}
+
+/// Sets the process's own latch.
+pub fn set_latch() {
+    // SAFETY: as in `wait`.
+    unsafe { pg_sys::SetLatch(pg_sys::MyLatch) };
+}
+
+/// CHECK_FOR_INTERRUPTS: absorbs barriers; in a backend it raises when the query was cancelled.
+pub fn check_for_interrupts() {
+    pg_sys::check_for_interrupts!();
+}
+
+/// Whether a reload of the configuration waits to be taken notice of.
+pub fn reload_is_pending() -> bool {
+    // SAFETY: a flag that signal handlers set, read on the main thread.
+    unsafe { pg_sys::ConfigReloadPending != 0 }
+}
+
+/// When this process last read its configuration; it changes with each reload.
+pub fn configuration_read_at() -> i64 {
+    // SAFETY: a plain variable of this process.
+    unsafe { pg_sys::PgReloadTime }
+}
+
+/// Whether the postmaster lives: it is this process's parent until it dies.
+pub fn postmaster_is_alive() -> bool {
+    // SAFETY: set once by the postmaster, before it started this process.
+    i64::from(std::os::unix::process::parent_id()) == i64::from(unsafe { pg_sys::PostmasterPid })
+}
+
+/// Defines a setting that is a text, read at reload, without a check hook.
+pub fn define_text_setting(
+    name: &'static CStr,
+    description: &'static CStr,
+    default: &'static CStr,
+    value: &'static GucSetting<Option<CString>>,
+) {
+    // SAFETY: all texts live for ever; `value` is a static that PostgreSQL writes and only the main thread reads.
+    unsafe {
+        pg_sys::DefineCustomStringVariable(
+            name.as_ptr(),
+            description.as_ptr(),
+            std::ptr::null(),
+            value.as_ptr(),
+            default.as_ptr(),
+            pg_sys::GucContext::PGC_SIGHUP,
+            0,
+            None,
+            None,
+            None,
+        );
+    }
+}
+
+/// Makes PostgreSQL warn of names with that prefix that nobody defined, and drop them.
+pub fn reserve_setting_prefix(prefix: &'static CStr) {
+    // SAFETY: the text lives for ever.
+    unsafe { pg_sys::MarkGUCPrefixReserved(prefix.as_ptr()) };
+}
+
+/// The configuration file in use.
+pub fn config_file() -> Option<PathBuf> {
+    // SAFETY: set once by the postmaster, before any process of ours.
+    unsafe { text(pg_sys::ConfigFileName) }.map(PathBuf::from)
+}
+
+/// The data directory.
+pub fn data_directory() -> PathBuf {
+    // SAFETY: set once by the postmaster, before any process of ours.
+    unsafe { text(pg_sys::DataDir) }.map_or_else(|| PathBuf::from("."), PathBuf::from)
+}
+
+/// What the cluster says of itself.
+pub fn cluster() -> Cluster {
+    // SAFETY: both are read from the control file before any process of ours starts, and never change.
+    let (system_identifier, segment_bytes) = unsafe { (pg_sys::GetSystemIdentifier(), pg_sys::wal_segment_size) };
+    Cluster {
+        system_identifier,
+        major: pg_sys::PG_MAJORVERSION_NUM,
+        segment_size: SegmentSize::new(segment_bytes as u64).unwrap_or(SegmentSize::DEFAULT),
+    }
+}
+
+/// When the server was started, in microseconds since the Unix epoch.
+pub fn server_started_us() -> i64 {
+    // SAFETY: set once by the postmaster.
+    unix_us(unsafe { pg_sys::PgStartTime })
+}
+
+/// PostgreSQL counts microseconds from 2000-01-01.
+fn unix_us(timestamp: pg_sys::TimestampTz) -> i64 {
+    const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+    timestamp.saturating_add(POSTGRES_EPOCH_US)
+}
+
+/// Whether the server is a standby or recovers from a crash.
+pub fn is_in_recovery() -> bool {
+    // SAFETY: it reads shared memory that every backend is attached to.
+    unsafe { pg_sys::RecoveryInProgress() }
+}
+
+/// How far WAL was written, on a primary.
+pub fn written_lsn() -> u64 {
+    // SAFETY: as in `is_in_recovery`; the callers have seen that this is a primary.
+    unsafe { pg_sys::GetXLogWriteRecPtr() }
+}
+
+/// Whether the current user is a superuser.
+pub fn is_superuser() -> bool {
+    // SAFETY: called in a backend, inside a transaction.
+    unsafe { pg_sys::superuser() }
+}

@@ -1,0 +1,58 @@
+//! The settings of postgresql.conf: texts without check hooks, parsed by the core at each reload.
+//!
+//! A check hook would make PostgreSQL go on with the default where a value is wrong; see `archiver_core::config`.
+
+use super::ffi;
+use archiver_core::config::{Config, Setting, Settings};
+use archiver_core::server_conf::ServerConf;
+use archiver_core::{Error, Result};
+use pgrx::guc::GucSetting;
+use std::ffi::{CStr, CString};
+use std::path::Path;
+
+static VALUES: [GucSetting<Option<CString>>; Setting::ALL.len()] =
+    [const { GucSetting::<Option<CString>>::new(None) }; Setting::ALL.len()];
+
+/// A text that PostgreSQL keeps a pointer to, for ever.
+fn forever(text: &str) -> &'static CStr {
+    Box::leak(CString::new(text).unwrap_or_default().into_boxed_c_str())
+}
+
+/// Defines every setting and reserves the prefix, so that PostgreSQL warns of unknown names when it loads the library.
+pub fn define() {
+    for (setting, value) in Setting::ALL.into_iter().zip(&VALUES) {
+        ffi::define_text_setting(
+            forever(&format!("archiver.{}", setting.name())),
+            forever(setting.description()),
+            forever(setting.default_value()),
+            value,
+        );
+    }
+    ffi::reserve_setting_prefix(c"archiver");
+}
+
+/// What is typed in the configuration now.
+pub fn settings() -> Settings {
+    let mut settings = Settings::default();
+    for (setting, value) in Setting::ALL.into_iter().zip(&VALUES) {
+        if let Some(text) = value.get() {
+            settings.set(setting, text.to_string_lossy());
+        }
+    }
+    settings
+}
+
+/// What the configuration amounts to, or what is wrong with it. The files are looked through for names that do not
+/// exist, since PostgreSQL passes over those; `data_directory` is where the server lies.
+pub fn config(data_directory: &Path) -> Result<Config> {
+    match unknown_setting(data_directory) {
+        Some(unknown) => Err(unknown),
+        None => Config::parse(&settings()),
+    }
+}
+
+fn unknown_setting(data_directory: &Path) -> Option<Error> {
+    let files = ServerConf::of_files(&ffi::config_file()?, data_directory);
+    // Files that cannot be read are PostgreSQL's to complain about: the values above come from it.
+    files.ok()?.unknown_setting()
+}

@@ -1,0 +1,421 @@
+//! The archive module: PostgreSQL's callbacks, and the wait for the one file it asks for.
+//!
+//! The callbacks never raise and never unwind into C. They run on the archiver's main thread, one at a time.
+
+use super::ffi::{self, Callbacks};
+use super::report::{log, log_line};
+use super::{guc, off_thread};
+use archiver_core::archive::{Answer, Archive, Archiver, Episode, StoredFile, WalFile, waiting_files};
+use archiver_core::config::Config;
+use archiver_core::identity::Marker;
+use archiver_core::pulse::Pulse;
+use archiver_core::report::Report;
+use archiver_core::state::State;
+use archiver_core::wal::WalName;
+use archiver_core::{Error, Kind, Result};
+use once_cell::sync::OnceCell;
+use pgrx::PgLogLevel;
+use std::ffi::c_char;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::{Duration, Instant, SystemTime};
+
+/// Below the data directory, which is the archiver's working directory. pg_basebackup and pg_rewind leave pg_stat_tmp out.
+pub const STATE_FILE: &str = "pg_stat_tmp/archiver.state";
+const MARKER_FILE: &str = "pg_stat_tmp/archiver.established";
+const ARCHIVE_STATUS: &str = "pg_wal/archive_status";
+/// The postmaster writes its state into the eighth line (miscinit.c, `LOCK_FILE_LINE_PM_STATUS`).
+const POSTMASTER_STATUS: (&str, usize) = ("postmaster.pid", 7);
+
+/// Without progress for this long, a file is given up while the server stops or a reload waits.
+const SHORT_PATIENCE: Duration = Duration::from_secs(4);
+/// How often a wait looks at what no event tells: progress, and the postmaster's status.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the exit of the process waits for threads at work.
+const EXIT_PATIENCE: Duration = Duration::from_secs(1);
+/// At most this often the state file is written while files keep coming.
+const STATE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Made at the first callback of the archiver process, never in the postmaster.
+static MODULE: OnceCell<Mutex<Module>> = OnceCell::new();
+/// Of the work in progress; reachable while the module is locked by the very callback that the process exits from.
+static PULSE: OnceCell<Arc<Pulse>> = OnceCell::new();
+
+struct Module {
+    archiver: Archiver,
+    /// Readable when a worker has something to tell.
+    wake_up: UnixStream,
+    pulse: Arc<Pulse>,
+    /// Which reading of the configuration the fields below stand for.
+    configuration_read_at: Option<i64>,
+    config: Result<Config>,
+    episode: Episode,
+    given_up: Option<GivenUp>,
+    state: State,
+    state_written: Option<Instant>,
+}
+
+/// A file given up while the server was stopping.
+struct GivenUp {
+    name: WalName,
+    beats: u64,
+    error: Error,
+}
+
+impl Module {
+    fn new() -> Result<Self> {
+        let (wake_up, waker) = off_thread::wake_up_pair()?;
+        let pulse = Arc::clone(PULSE.get_or_init(Arc::default));
+        let archiver = Archiver::new(Box::new(move || off_thread::wake(&waker)), Arc::clone(&pulse));
+        let now_us = unix_us(SystemTime::now());
+        let state = State {
+            system_identifier: ffi::cluster().system_identifier,
+            data_directory_inode: off_thread::inode_of(Path::new(".")),
+            server_started_us: ffi::server_started_us(),
+            archiver_pid: std::process::id().cast_signed(),
+            stats_since_us: now_us,
+            ..State::default()
+        };
+        let unread = Err(Error::new(Kind::Configuration, "archiver.storage", "the configuration was not read yet"));
+        Ok(Module {
+            archiver,
+            wake_up,
+            pulse,
+            configuration_read_at: None,
+            config: unread,
+            episode: Episode::default(),
+            given_up: None,
+            state,
+            state_written: None,
+        })
+    }
+
+    /// Takes notice of a reload; answers whether files can be archived. Cheap where nothing was reloaded.
+    fn is_configured(&mut self) -> bool {
+        let read_at = ffi::configuration_read_at();
+        if self.configuration_read_at != Some(read_at) {
+            self.configuration_read_at = Some(read_at);
+            self.take_config(guc::config(Path::new(".")));
+        }
+        self.config.is_ok()
+    }
+
+    fn take_config(&mut self, config: Result<Config>) {
+        if config == self.config {
+            return;
+        }
+        match &config {
+            Ok(config) => {
+                let marker = Marker::new(PathBuf::from(MARKER_FILE));
+                let archive = Archive::new(config.clone(), ffi::cluster(), Some(marker), Arc::clone(&self.pulse));
+                log_line(PgLogLevel::LOG, format!("archiving WAL to \"{}\"", config.destination.storage));
+                self.archiver.use_archive(Some(Arc::new(archive)));
+            }
+            Err(error) => {
+                log(PgLogLevel::LOG, Report::new("WAL is not archived", error));
+                // What was begun ahead must not go on under settings that are gone.
+                self.archiver.use_archive(None);
+            }
+        }
+        self.state.config_error = config.as_ref().err().map(ToString::to_string);
+        self.config = config;
+        self.given_up = None;
+        self.write_state(true);
+    }
+
+    fn archive_file(&mut self, name: &str, path: &str) -> bool {
+        if !self.is_configured() {
+            return false;
+        }
+        let archived = WalName::parse(name)
+            .map_err(|bad| Error::new(Kind::Source, path, bad.to_string()))
+            .and_then(|name| self.archive(&WalFile { name, path: PathBuf::from(path) }));
+        match &archived {
+            Ok(stored) => self.tell_success(stored),
+            Err(error) => self.tell_failure(name, error),
+        }
+        archived.is_ok()
+    }
+
+    fn archive(&mut self, file: &WalFile) -> Result<StoredFile> {
+        if let Some(given_up) = &self.given_up
+            && given_up.name == file.name
+            && given_up.beats == self.pulse.beats()
+            && server_is_stopping()
+        {
+            return Err(given_up.error.clone());
+        }
+        self.given_up = None;
+        self.archiver.ask(file)?;
+        let mut latch_was_set = false;
+        let result = self.wait_for(file, &mut latch_was_set);
+        if latch_was_set {
+            // A stop or a new segment may have set it: the archiver's own loop must see it, too.
+            ffi::set_latch();
+        }
+        result
+    }
+
+    fn wait_for(&mut self, file: &WalFile, latch_was_set: &mut bool) -> Result<StoredFile> {
+        let retry_timeout = self.config.as_ref().map_or(SHORT_PATIENCE, |config| config.destination.retry_timeout);
+        let mut beats = self.pulse.beats();
+        let mut moved_at = Instant::now();
+        let mut looked_at = Instant::now();
+        let mut is_stopping = false;
+        loop {
+            let is_short_of_time = is_stopping || ffi::reload_is_pending();
+            let retry_at = match self.archiver.poll(!is_short_of_time) {
+                Answer::Stored(stored) => return Ok(stored),
+                Answer::Failed(error) => return Err(error),
+                Answer::Waiting(retry_at) => retry_at,
+            };
+            let now = Instant::now();
+            if self.pulse.beats() != beats {
+                (beats, moved_at) = (self.pulse.beats(), now);
+            }
+            let patience = if is_short_of_time { SHORT_PATIENCE.min(retry_timeout) } else { retry_timeout };
+            if now - moved_at >= patience {
+                let error = stalled(patience);
+                if is_stopping {
+                    self.given_up = Some(GivenUp { name: file.name, beats, error: error.clone() });
+                }
+                return Err(error);
+            }
+            if now - looked_at >= LOOK_INTERVAL {
+                looked_at = now;
+                if !is_stopping && server_is_stopping() {
+                    (is_stopping, moved_at) = (true, now);
+                }
+            }
+            let until_retry = retry_at.map_or(LOOK_INTERVAL, |at| at.saturating_duration_since(now));
+            self.sleep(until_retry.min(LOOK_INTERVAL), latch_was_set)?;
+        }
+    }
+
+    fn sleep(&self, timeout: Duration, latch_was_set: &mut bool) -> Result<()> {
+        // The wait itself can raise: out of descriptors, say.
+        let woken = ffi::caught(|| ffi::wait(self.wake_up.as_fd(), timeout))
+            .map_err(|cause| Error::new(Kind::Internal, "latch", format!("could not wait for the storage: {cause}")))?;
+        if woken.by_postmaster_death {
+            return Err(Error::new(Kind::Interrupted, "postmaster", "the postmaster died"));
+        }
+        off_thread::drain(&self.wake_up);
+        if woken.by_latch {
+            ffi::reset_latch();
+            *latch_was_set = true;
+        }
+        // Other backends wait for this process to absorb barriers (DROP DATABASE, for one). What that raises is not
+        // this file's trouble.
+        if let Err(cause) = ffi::caught(ffi::check_for_interrupts) {
+            log_line(PgLogLevel::WARNING, format!("interrupt while a WAL file is archived: {cause}"));
+        }
+        Ok(())
+    }
+
+    fn tell_success(&mut self, stored: &StoredFile) {
+        let saved = if stored.created { "archived" } else { "found in the archive, identical:" };
+        log_line(
+            PgLogLevel::DEBUG1,
+            format!(
+                "{saved} WAL file \"{}\" at \"{}\": {} bytes as {}, {}, {:.1} ms",
+                stored.name,
+                stored.location,
+                stored.plain_size,
+                stored.stored_size,
+                stored.compression.name(),
+                stored.took.as_secs_f64() * 1000.0
+            ),
+        );
+        if let Some(recovered) = self.episode.succeed(Instant::now()) {
+            let waiting = waiting_files(Path::new(ARCHIVE_STATUS)).count().saturating_sub(1);
+            log_line(
+                PgLogLevel::LOG,
+                format!(
+                    "archiving works again after {:.0} s and {} failed attempts; {waiting} more files are waiting",
+                    recovered.lasted.as_secs_f64(),
+                    recovered.failures
+                ),
+            );
+        }
+        self.state.failing_since_us = None;
+        self.write_state(self.archiver.in_flight() == 0);
+    }
+
+    fn tell_failure(&mut self, name: &str, error: &Error) {
+        if let Some(count) = self.episode.fail(error, Instant::now()) {
+            let report = Report::new(&format!("could not archive WAL file \"{name}\""), error);
+            let report = match count {
+                1 => report,
+                _ => report.add_detail(&format!("{count} attempts have failed since the last such message.")),
+            };
+            log(PgLogLevel::WARNING, report);
+        }
+        self.state.last_error = Some(format!("{name}: {error}"));
+        self.state.failing_since_us.get_or_insert_with(|| unix_us(SystemTime::now()));
+        self.write_state(true);
+    }
+
+    /// Tells SQL functions how things stand; not at every file while they come fast.
+    fn write_state(&mut self, is_change: bool) {
+        if !is_change && self.state_written.is_some_and(|at| at.elapsed() < STATE_INTERVAL) {
+            return;
+        }
+        let totals = self.archiver.totals();
+        self.state.in_flight = self.archiver.in_flight() as u64;
+        self.state.archived = totals.archived;
+        self.state.bytes_read = totals.bytes_read;
+        self.state.bytes_stored = totals.bytes_stored;
+        self.state.read_ahead_hits = totals.read_ahead_hits;
+        self.state.retries = totals.retries;
+        self.state.put_ms_p50 = totals.percentile_ms(50);
+        self.state.put_ms_p99 = totals.percentile_ms(99);
+        self.state_written = Some(Instant::now());
+        // It is only told: WAL is archived all the same.
+        if let Err(error) = self.state.write(Path::new(STATE_FILE)) {
+            log(PgLogLevel::DEBUG1, Report::new("could not tell the archiver's state", &error));
+        }
+    }
+}
+
+fn stalled(patience: Duration) -> Error {
+    let seconds = patience.as_secs();
+    Error::new(Kind::Storage, "storage", format!("the storage did not answer for {seconds} s"))
+        .hint("The file is tried again by itself. Is the file system of the archive reachable?")
+}
+
+/// Whether somebody has asked the server to stop; a smart stop says so while sessions still run.
+fn server_is_stopping() -> bool {
+    let (file, line) = POSTMASTER_STATUS;
+    std::fs::read_to_string(file)
+        .is_ok_and(|text| text.lines().nth(line).is_some_and(|status| status.trim() == "stopping"))
+}
+
+fn unix_us(time: SystemTime) -> i64 {
+    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Runs `work` on the module and ends there whatever it raises: a callback answers, it never raises.
+fn callback(what: &str, work: impl FnOnce(&mut Module) -> bool) -> bool {
+    let outcome = ffi::caught(|| {
+        let module = match MODULE.get_or_try_init(|| Module::new().map(Mutex::new)) {
+            Ok(module) => module,
+            Err(error) => {
+                log(PgLogLevel::WARNING, Report::new("could not start archiving", &error));
+                return false;
+            }
+        };
+        work(&mut module.lock().unwrap_or_else(PoisonError::into_inner))
+    });
+    outcome.unwrap_or_else(|cause| {
+        // Should even this raise, there is nothing left to say.
+        let _ = ffi::caught(|| log_line(PgLogLevel::WARNING, format!("internal error while {what}: {cause}")));
+        false
+    })
+}
+
+fn check_configured() -> bool {
+    callback("reading the configuration", Module::is_configured)
+}
+
+/// # Safety
+/// PostgreSQL's: both are NUL-terminated strings that live for the length of the call.
+unsafe fn archive_file(file: *const c_char, path: *const c_char) -> bool {
+    callback("archiving a WAL file", |module| {
+        // SAFETY: the caller's promise.
+        match unsafe { (ffi::text(file), ffi::text(path)) } {
+            (Some(file), Some(path)) => module.archive_file(&file, &path),
+            _ => false,
+        }
+    })
+}
+
+/// Ends the workers. Not reached by SIGQUIT or SIGKILL, and nothing that lasts depends on it.
+fn shut_down() {
+    let _ = ffi::caught(|| {
+        if let Some(pulse) = PULSE.get() {
+            pulse.stop();
+        }
+        // An orphan keeps the next start waiting: then no waiting here.
+        let patience = if ffi::postmaster_is_alive() { EXIT_PATIENCE } else { Duration::ZERO };
+        let Some(module) = MODULE.get() else { return };
+        match module.try_lock() {
+            Ok(mut module) => drop(module.archiver.stop(Instant::now() + patience)),
+            Err(TryLockError::Poisoned(module)) => drop(module.into_inner().archiver.stop(Instant::now() + patience)),
+            // The process exits from inside a callback; its workers end with it.
+            Err(TryLockError::WouldBlock) => {}
+        }
+    });
+}
+
+#[cfg(feature = "pg15")]
+mod entry {
+    use super::{Callbacks, archive_file, c_char, check_configured, shut_down};
+
+    unsafe extern "C-unwind" fn check_configured_cb() -> bool {
+        check_configured()
+    }
+
+    unsafe extern "C-unwind" fn archive_file_cb(file: *const c_char, path: *const c_char) -> bool {
+        // SAFETY: PostgreSQL's promise is the one asked for.
+        unsafe { archive_file(file, path) }
+    }
+
+    unsafe extern "C-unwind" fn shutdown_cb() {
+        shut_down();
+    }
+
+    /// The archive module's entry in PostgreSQL 15: fills the struct that the server hands in.
+    ///
+    /// # Safety
+    /// PostgreSQL's: `callbacks` points to a zeroed struct.
+    #[unsafe(no_mangle)]
+    pub unsafe extern "C-unwind" fn _PG_archive_module_init(callbacks: *mut Callbacks) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            (*callbacks).check_configured_cb = Some(check_configured_cb);
+            (*callbacks).archive_file_cb = Some(archive_file_cb);
+            (*callbacks).shutdown_cb = Some(shutdown_cb);
+        }
+    }
+}
+
+#[cfg(not(feature = "pg15"))]
+mod entry {
+    use super::{Callbacks, archive_file, c_char, check_configured, shut_down};
+    use crate::pg::ffi::ModuleState;
+
+    unsafe extern "C-unwind" fn startup_cb(_state: *mut ModuleState) {}
+
+    unsafe extern "C-unwind" fn check_configured_cb(_state: *mut ModuleState) -> bool {
+        check_configured()
+    }
+
+    unsafe extern "C-unwind" fn archive_file_cb(
+        _state: *mut ModuleState,
+        file: *const c_char,
+        path: *const c_char,
+    ) -> bool {
+        // SAFETY: PostgreSQL's promise is the one asked for.
+        unsafe { archive_file(file, path) }
+    }
+
+    unsafe extern "C-unwind" fn shutdown_cb(_state: *mut ModuleState) {
+        shut_down();
+    }
+
+    static CALLBACKS: Callbacks = Callbacks {
+        startup_cb: Some(startup_cb),
+        check_configured_cb: Some(check_configured_cb),
+        archive_file_cb: Some(archive_file_cb),
+        shutdown_cb: Some(shutdown_cb),
+    };
+
+    /// The archive module's entry since PostgreSQL 16: hands out callbacks that live for ever.
+    #[unsafe(no_mangle)]
+    pub extern "C-unwind" fn _PG_archive_module_init() -> *const Callbacks {
+        &raw const CALLBACKS
+    }
+}

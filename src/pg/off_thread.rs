@@ -1,0 +1,90 @@
+//! Work that may hang (a dead network file system), done on a thread of its own while the main thread stays awake.
+
+use super::ffi;
+use archiver_core::archive::with_signals_blocked;
+use archiver_core::error::plain_cause;
+use archiver_core::{Error, Kind, Result};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// Two connected sockets: the first becomes readable when [`wake`] was called on the second.
+pub fn wake_up_pair() -> Result<(UnixStream, UnixStream)> {
+    let pair = UnixStream::pair().and_then(|(reader, writer)| {
+        reader.set_nonblocking(true)?;
+        writer.set_nonblocking(true)?;
+        Ok((reader, writer))
+    });
+    pair.map_err(|error| {
+        Error::new(Kind::Internal, "socket", format!("could not make a pair of sockets: {}", plain_cause(&error)))
+    })
+}
+
+/// Wakes the main thread. Any thread may; it never blocks. A full socket is as good as a written one.
+pub fn wake(mut writer: &UnixStream) {
+    let _ = writer.write(&[1]);
+}
+
+/// Takes all wake-ups that have come.
+pub fn drain(mut reader: &UnixStream) {
+    let mut bytes = [0; 64];
+    loop {
+        match reader.read(&mut bytes) {
+            Ok(count) if count == bytes.len() => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            _ => return,
+        }
+    }
+}
+
+/// The inode of a file, or 0.
+pub fn inode_of(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |meta| meta.ino())
+}
+
+/// Runs `work` on a thread, with every signal blocked, and waits for it until `patience` is over. A cancel, a
+/// statement_timeout or a termination ends the wait by raising. A thread that hangs is left behind and touches
+/// nothing of PostgreSQL's.
+pub fn run<T: Send + 'static>(patience: Duration, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let (wake_up, waker) = wake_up_pair()?;
+    let (sender, receiver) = mpsc::channel();
+    let spawned = with_signals_blocked(|| {
+        std::thread::Builder::new().name("archiver call".into()).spawn(move || {
+            // The caller may have given up.
+            let _ = sender.send(work());
+            wake(&waker);
+        })
+    });
+    spawned.map_err(|error| {
+        Error::new(Kind::Internal, "thread", format!("could not start a thread: {}", plain_cause(&error)))
+    })?;
+    let deadline = Instant::now() + patience;
+    loop {
+        match receiver.try_recv() {
+            Ok(result) => return Ok(result),
+            Err(mpsc::TryRecvError::Disconnected) => {
+                return Err(Error::new(
+                    Kind::Internal,
+                    "thread",
+                    "internal error in a thread; the server log has more",
+                ));
+            }
+            Err(mpsc::TryRecvError::Empty) => {}
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let seconds = patience.as_secs();
+            return Err(Error::new(Kind::Storage, "storage", format!("the storage did not answer for {seconds} s")));
+        }
+        let woken = ffi::wait(wake_up.as_fd(), left);
+        if woken.by_latch {
+            ffi::reset_latch();
+        }
+        ffi::check_for_interrupts();
+        drain(&wake_up);
+    }
+}
