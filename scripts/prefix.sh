@@ -1,0 +1,35 @@
+#!/bin/bash
+# prefix.sh [PG_CONFIG]: prints the bindir of a private copy of that PostgreSQL (Debian's 15 if not said), so that tests
+# and demo never write into the system's and need no root. One copy per build directory and major version, refreshed at
+# each call; servers that run from it are not disturbed. Headers are linked, not copied.
+set -euo pipefail
+umask 022
+
+pg_config=${1:-/usr/lib/postgresql/15/bin/pg_config}
+read -r _ version _ < <("$pg_config" --version)
+cd "$(dirname "$0")/.."
+build=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+prefix=${TMPDIR:-/tmp}/archiver-$UID-$(sha256sum <<<"$build" | cut -c1-8)-pg${version%%[!0-9]*}
+
+# A folder made by someone else could hold someone else's programs.
+mkdir "$prefix" 2>/dev/null || [[ -O $prefix && -d $prefix && ! -L $prefix ]] || {
+    echo "prefix: $prefix is not a folder of ours; remove it or set TMPDIR" >&2
+    exit 1
+}
+
+# PostgreSQL looks for its files relative to its programs: the same layout below another root is whole.
+for what in bindir pkglibdir sharedir; do
+    dir=$("$pg_config" --$what)
+    mkdir -p "$prefix$dir"
+    cp -au --remove-destination "$dir/." "$prefix$dir/"
+done
+headers=$("$pg_config" --includedir)
+mkdir -p "$prefix${headers%/*}"
+ln -sfnT "$headers" "$prefix$headers"
+
+bindir=$prefix$("$pg_config" --bindir)
+((EUID)) || runuser -u postgres -- test -x "$bindir/postgres" || {
+    echo "prefix: the OS user postgres cannot reach $bindir; set TMPDIR to a folder that everyone may enter" >&2
+    exit 1
+}
+echo "$bindir"
