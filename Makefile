@@ -52,7 +52,7 @@ test-server:
 	scripts/requirements.sh $(build_packages) $(server_packages) $(test_packages)
 	bindir=$$(scripts/prefix.sh)
 	scripts/install.sh $$bindir/pg_config $$bindir
-	ARCHIVER_TEST_BINDIR=$$bindir cargo test -p archiver_tests --test server
+	ARCHIVER_TEST_BINDIR=$$bindir cargo test -p archiver_tests --test server -- --test-threads=4
 
 lint:
 	scripts/requirements.sh $(build_packages) $(server_packages) shellcheck

@@ -50,7 +50,7 @@ AS $$
         pg_is_in_recovery(),
         f.compression,
         f.encryption,
-        f.archiver_pid,
+        p.pid,
         f.queue_files,
         f.queue_bytes,
         f.oldest_ready_seconds,
@@ -79,15 +79,15 @@ AS $$
         NULL::text,
         f.config_error,
         to_timestamp(f.stats_since_us / 1e6)
-    FROM pg_stat_archiver AS a,
-        jsonb_to_record(archiver.facts(a.last_archived_wal)) AS f(
+    FROM pg_stat_archiver AS a
+    LEFT JOIN pg_stat_activity AS p ON p.backend_type = 'archiver'
+    CROSS JOIN LATERAL jsonb_to_record(archiver.facts(a.last_archived_wal, p.pid)) AS f(
             storage text,
             server_name text,
             system_identifier text,
             configured boolean,
             compression text,
             encryption text,
-            archiver_pid integer,
             queue_files bigint,
             queue_bytes bigint,
             oldest_ready_seconds double precision,
@@ -112,9 +112,9 @@ CREATE VIEW archiver.status AS SELECT * FROM archiver.status();
 COMMENT ON FUNCTION archiver.status() IS 'how archiving stands, one row';
 COMMENT ON VIEW archiver.status IS 'how archiving stands, one row';
 COMMENT ON FUNCTION archiver.check(boolean) IS 'whether archiving works, one row for each thing that could keep it from working';
-COMMENT ON FUNCTION archiver.facts(text) IS 'what archiver.status is made from';
+COMMENT ON FUNCTION archiver.facts(text, integer) IS 'what archiver.status is made from';
 
-REVOKE ALL ON FUNCTION archiver.facts(text), archiver.status(), archiver.check(boolean) FROM PUBLIC;
+REVOKE ALL ON FUNCTION archiver.facts(text, integer), archiver.status(), archiver.check(boolean) FROM PUBLIC;
 GRANT USAGE ON SCHEMA archiver TO pg_monitor;
-GRANT EXECUTE ON FUNCTION archiver.facts(text), archiver.status(), archiver.check(boolean) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION archiver.facts(text, integer), archiver.status(), archiver.check(boolean) TO pg_monitor;
 GRANT SELECT ON archiver.status TO pg_monitor;

@@ -150,7 +150,7 @@ impl Site {
     /// The archive under that configuration, as after a start of the server.
     pub fn archive(&self) -> Archive {
         let marker = Marker::new(self.path("data/archiver.established"));
-        Archive::new(self.config(), self.cluster, Some(marker), Arc::clone(&self.pulse))
+        Archive::new(self.config(), self.cluster, Some(marker), Arc::clone(&self.pulse)).unwrap()
     }
 
     /// The place under that configuration, as the program opens it.

@@ -5,6 +5,7 @@ mod args;
 mod commands;
 mod settings;
 
+use archiver_core::wal::WalName;
 use args::{Arguments, Command};
 use clap::Parser;
 use std::process::ExitCode;
@@ -17,7 +18,6 @@ const ANYTHING_ELSE: u8 = 4;
 const RESTORE_FAILED: u8 = 255;
 
 fn main() -> ExitCode {
-    let is_restore = std::env::args().any(|argument| argument == "restore");
     let code = std::panic::catch_unwind(|| match Arguments::try_parse() {
         Ok(arguments) => match &arguments.command {
             Command::Restore(restore) => commands::restore::run(&arguments, restore),
@@ -27,10 +27,18 @@ fn main() -> ExitCode {
             let _ = usage.print();
             match usage.use_stderr() {
                 false => 0,
-                true if is_restore => RESTORE_FAILED,
+                true if is_restore() => RESTORE_FAILED,
                 true => USAGE,
             }
         }
     });
-    ExitCode::from(code.unwrap_or(if is_restore { RESTORE_FAILED } else { ANYTHING_ELSE }))
+    ExitCode::from(code.unwrap_or_else(|_| if is_restore() { RESTORE_FAILED } else { ANYTHING_ELSE }))
+}
+
+/// Whether PostgreSQL may be reading the exit code: `restore` was typed, or a WAL file was named behind something else
+/// that was meant for it.
+fn is_restore() -> bool {
+    std::env::args_os().skip(1).any(|argument| {
+        argument == "restore" || argument.to_str().is_some_and(|argument| WalName::parse(argument).is_ok())
+    })
 }

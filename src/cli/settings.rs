@@ -3,7 +3,8 @@
 use crate::args::Arguments;
 use archiver_core::config::{Setting, Settings};
 use archiver_core::server_conf::ServerConf;
-use archiver_core::{Error, Result};
+use archiver_core::{Error, Kind, Result};
+use std::env::VarError;
 use std::path::{Path, PathBuf};
 
 /// The server's data directory: named by flag, else the directory above the `pg_wal` in `destination`, else the current
@@ -16,43 +17,58 @@ pub fn data_directory(arguments: &Arguments, destination: &Path) -> PathBuf {
     arguments.data_directory.clone().or_else(above_pg_wal).unwrap_or_else(|| PathBuf::from("."))
 }
 
-/// All settings, from wherever each comes.
+/// All settings, from wherever each comes. As in the server, a mistyped or unreadable one never means the default: it
+/// could lead into another archive, which then does not hold the file.
 pub fn read(arguments: &Arguments, data_directory: &Path) -> Result<Settings> {
-    let from_environment = |setting: Setting| std::env::var(environment_name(setting)).ok();
-    let flags = [(Setting::Storage, &arguments.storage), (Setting::ServerName, &arguments.server_name)];
-    let is_storage_given = arguments.storage.is_some() || from_environment(Setting::Storage).is_some();
-
-    let mut settings = match ServerConf::of_data_directory(data_directory) {
-        Ok(conf) => conf.settings(),
-        // Then flags and environment must say it all.
-        Err(_) if is_storage_given => Settings::default(),
-        Err(error) => return Err(nowhere_configured(error)),
-    };
+    let mut settings = Settings::default();
+    let mut given = Vec::new();
     for setting in Setting::ALL {
-        if let Some(value) = from_environment(setting) {
-            settings.set(setting, value);
+        if let Some(value) =
+            flag(arguments, setting).map_or_else(|| from_environment(setting), |flag| Ok(Some(flag)))?
+        {
+            given.push((setting, value));
         }
     }
-    for (setting, value) in flags {
-        if let Some(value) = value {
-            settings.set(setting, value.clone());
-        }
+    let names_archive = [Setting::Storage, Setting::ServerName].iter().all(|it| given.iter().any(|(one, _)| one == it));
+    match ServerConf::of_data_directory(data_directory) {
+        Ok(Some(conf)) => match conf.unknown_setting() {
+            Some(unknown) if !names_archive => return Err(unknown),
+            _ => settings = conf.settings(),
+        },
+        Ok(None) => {}
+        Err(_) if names_archive => {}
+        Err(error) => return Err(error.hint("Make it readable, or give both --storage and --server-name.")),
+    }
+    for (setting, value) in given {
+        settings.set(setting, value);
     }
     if settings.get(Setting::Storage).is_empty() {
-        let message = format!("parameter \"archiver.storage\" is not set for \"{}\"", data_directory.display());
-        let kind = archiver_core::Kind::Configuration;
-        return Err(nowhere_configured(Error::new(kind, "archiver.storage", message)));
+        let place = data_directory.display();
+        let message = format!("parameter \"archiver.storage\" is not set for the data directory \"{place}\"");
+        return Err(Error::new(Kind::Configuration, "archiver.storage", message).hint(
+            "Give --storage, or set ARCHIVER_STORAGE, or name with -D the data directory of a server whose \
+             configuration sets archiver.storage.",
+        ));
     }
     Ok(settings)
 }
 
-fn environment_name(setting: Setting) -> String {
-    format!("ARCHIVER_{}", setting.name().to_ascii_uppercase())
+fn flag(arguments: &Arguments, setting: Setting) -> Option<String> {
+    match setting {
+        Setting::Storage => arguments.storage.clone(),
+        Setting::ServerName => arguments.server_name.clone(),
+        _ => None,
+    }
 }
 
-fn nowhere_configured(error: Error) -> Error {
-    error.hint(
-        "Give --storage, or set ARCHIVER_STORAGE, or name with -D the data directory of a server whose configuration \
-         sets archiver.storage.",
-    )
+fn from_environment(setting: Setting) -> Result<Option<String>> {
+    let name = format!("ARCHIVER_{}", setting.name().to_ascii_uppercase());
+    match std::env::var(&name) {
+        Ok(value) => Ok(Some(value)),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(_)) => {
+            let message = format!("the environment variable {name} is not valid UTF-8");
+            Err(Error::new(Kind::Configuration, name, message))
+        }
+    }
 }

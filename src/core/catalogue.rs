@@ -4,8 +4,9 @@
 //! a line torn by a crash is cut before the next one is appended.
 
 use crate::codec::Compression;
-use crate::durable::{self, Mode};
+use crate::durable;
 use crate::error::{Error, Kind, Result};
+use crate::mode::Mode;
 use crate::pulse::Pulse;
 use crate::wal::WalName;
 use std::collections::{HashSet, VecDeque};
@@ -224,21 +225,22 @@ impl Catalogue {
             file.set_len(end).map_err(|error| self.failed("truncate file", &error))?;
         }
         let written = file.seek(SeekFrom::Start(end)).and_then(|_| file.write_all(text.as_bytes()));
-        if let Err(error) = written {
-            // Better no line than a torn one. Where this fails, too, the next append cuts it.
-            let _ = file.set_len(end);
-            return Err(self.failed("write file", &error));
-        }
         // Also where nothing was written: a line that was found may not be durable yet.
-        file.sync_all().map_err(|error| self.failed("fsync file", &error))?;
-        Ok(end + text.len() as u64)
+        let durable = written
+            .map_err(|error| self.failed("write file", &error))
+            .and_then(|()| file.sync_all().map_err(|error| self.failed("fsync file", &error)));
+        if durable.is_err() {
+            // Better no line than a torn one, or one that a later fsync only seems to make durable.
+            let _ = file.set_len(end);
+        }
+        durable.map(|()| end + text.len() as u64)
     }
 }
 
 /// Opens a file for reading and writing, creating it with that mode, whatever the umask; answers whether it is new.
 fn open_or_create(path: &Path, mode: Mode) -> io::Result<(File, bool)> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(mode.file());
+    options.read(true).write(true).mode(mode.file()).custom_flags(libc::O_NOFOLLOW);
     match options.open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         other => return other.map(|file| (file, false)),

@@ -4,6 +4,7 @@
 //! a file stands, and only [`StagedFile::replace`], for files of our own that have one writer, puts a new one there.
 
 use crate::error::{Error, Result};
+use crate::mode::Mode;
 use crate::owner::Owner;
 use crate::pulse::Pulse;
 use crate::sys;
@@ -15,38 +16,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// After how many bytes the kernel is asked to start writing them back.
 const WRITEBACK_BYTES: u64 = 1 << 20;
-
-/// Access rights of what is created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mode {
-    file: u32,
-}
-
-impl Mode {
-    /// Owner only.
-    pub const PRIVATE: Mode = Mode { file: 0o600 };
-
-    /// For files in `directory`: private, and readable for its group where the directory is.
-    pub fn of_directory(directory: &Path) -> Self {
-        let group = fs::metadata(directory).map_or(0, |meta| meta.mode() & 0o040);
-        Mode { file: 0o600 | group }
-    }
-
-    /// Files get `file`, directories the same with `x` where there is `r`. The owner must be able to read and write.
-    pub fn new(file: u32) -> Option<Self> {
-        (file & !0o666 == 0 && file & 0o600 == 0o600).then_some(Mode { file })
-    }
-
-    /// For a file.
-    pub fn file(self) -> u32 {
-        self.file
-    }
-
-    /// For a directory.
-    pub fn directory(self) -> u32 {
-        self.file | (self.file & 0o444) >> 2
-    }
-}
 
 /// Makes the entries of a directory durable. File systems that cannot sync a directory (EINVAL) are taken at their word.
 pub fn sync_directory(path: &Path) -> Result<()> {
@@ -60,6 +29,12 @@ pub fn sync_directory(path: &Path) -> Result<()> {
 /// Makes the content of an existing file durable.
 pub fn sync_file(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|error| Error::io("fsync file", path, &error))
+}
+
+/// Access rights for a file that goes into `directory`: private, and readable for its group where the directory is.
+pub fn mode_for_file_in(directory: &Path) -> Mode {
+    let group = fs::metadata(directory).map_or(0, |meta| meta.mode() & 0o040);
+    Mode::new(0o600 | group).unwrap_or(Mode::PRIVATE)
 }
 
 /// Makes one directory; its parent must exist. A directory that is there already is fine and left as it is.
@@ -110,12 +85,12 @@ impl<'a> StagedFile<'a> {
             .custom_flags(libc::O_NOFOLLOW)
             .mode(mode.file())
             .open(&path);
-        let file = opened.map_err(|error| Error::io("create file", &path, &error))?;
+        let file = opened.map_err(|error| Error::io("create file in", directory, &error))?;
         let staged = StagedFile { path, file, written: 0, handed_to_kernel: 0, pulse, gone: false };
         staged
             .file
             .set_permissions(Permissions::from_mode(mode.file()))
-            .map_err(|error| Error::io("set permissions of file", &staged.path, &error))?;
+            .map_err(|error| staged.failed("set permissions of", &error))?;
         Ok(staged)
     }
 
@@ -125,13 +100,13 @@ impl<'a> StagedFile<'a> {
     }
 
     /// How many bytes were written to it.
-    pub fn len(&self) -> u64 {
+    pub fn written_bytes(&self) -> u64 {
         self.written
     }
 
-    /// Whether nothing was written to it.
-    pub fn is_empty(&self) -> bool {
-        self.written == 0
+    /// A failure of writing it. It names the directory, since the name of the file is another one at each attempt.
+    pub fn failed(&self, action: &str, error: &io::Error) -> Error {
+        Error::io(&format!("{action} file in"), self.path.parent().unwrap_or(Path::new(".")), error)
     }
 
     /// Makes the content and the modification time durable.
@@ -139,9 +114,9 @@ impl<'a> StagedFile<'a> {
         if let Some(modified) = modified {
             self.file
                 .set_times(FileTimes::new().set_modified(modified))
-                .map_err(|error| Error::io("set times of file", &self.path, &error))?;
+                .map_err(|error| self.failed("set times of", &error))?;
         }
-        self.file.sync_all().map_err(|error| Error::io("fsync file", &self.path, &error))
+        self.file.sync_all().map_err(|error| self.failed("fsync", &error))
     }
 
     /// Gives the file the name `target` on the same file system, never replacing what stands there.
@@ -213,7 +188,7 @@ pub fn replace_file(path: &Path, content: &[u8], is_durable: bool) -> Result<()>
     sweep_leftovers(directory, &prefix)?;
     let pulse = Pulse::new();
     let mut staged = StagedFile::create(directory, &prefix, Mode::PRIVATE, &pulse)?;
-    staged.write_all(content).map_err(|error| Error::io("write file", staged.path(), &error))?;
+    staged.write_all(content).map_err(|error| staged.failed("write", &error))?;
     if is_durable {
         staged.sync(None)?;
     }
@@ -266,7 +241,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let pulse = Pulse::new();
         let mut file = staged(directory.path(), &pulse);
-        let modified = SystemTime::UNIX_EPOCH + std::time::Duration::from_nanos(1_615_159_937_463_971_234);
+        let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_615_159_937_463_971_234);
         file.sync(Some(modified)).unwrap();
         assert_eq!(file.publish(&directory.path().join("wal")).unwrap(), Published::Created);
         assert_eq!(names(directory.path()), ["wal"]);
@@ -326,16 +301,6 @@ mod tests {
         assert!(!directory.path().join(dead).exists());
         assert_eq!(names(directory.path()).len(), 3);
         assert_eq!(sweep_leftovers(&directory.path().join("missing"), "").unwrap(), 0);
-    }
-
-    #[test]
-    fn modes_give_directories_x_where_there_is_r() {
-        assert_eq!(Mode::new(0o640).unwrap().directory(), 0o750);
-        assert_eq!(Mode::PRIVATE.directory(), 0o700);
-        assert_eq!(Mode::new(0o664).unwrap().directory(), 0o775);
-        for wrong in [0o777, 0o400, 0o4600, 0o044] {
-            assert_eq!(Mode::new(wrong), None, "{wrong:o}");
-        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The WAL archiver without PostgreSQL.
 //!
 //! ```text
-//! wal   codec   error        leaves: no I/O, no settings, no clock, no threads
+//! wal  codec  mode  error    leaves: no I/O, no settings, no clock, no threads
 //!   \     |       |
 //!    layout     config       config knows only the enums of the leaves
 //!        \       /
@@ -9,7 +9,7 @@
 //!           |
 //!         place              a store with its layout and its records (catalogue, sums)
 //!        /     \
-//!   archive   restore        the only rooms that join the pieces
+//! archive  restore  check    the only rooms that join the pieces
 //! ```
 //! `durable`, `owner`, `pulse` and `sys` are what the file-system rooms stand on. Nothing here knows pgrx.
 #![deny(unsafe_code)]
@@ -23,6 +23,7 @@ pub mod durable;
 pub mod error;
 pub mod identity;
 pub mod layout;
+pub mod mode;
 pub mod owner;
 pub mod place;
 pub mod pulse;

@@ -2,10 +2,11 @@
 
 use crate::catalogue::Catalogue;
 use crate::config::{Destination, StorageUrl};
-use crate::durable::{self, Mode};
+use crate::durable;
 use crate::error::{Error, Kind, Result};
 use crate::identity::{Identity, MAX_IDENTITY_BYTES};
 use crate::layout::Layout;
+use crate::mode::Mode;
 use crate::pulse::Pulse;
 use crate::store::{Listed, LocalStore, Meta, Store};
 use crate::sums::{self, Sum};

@@ -31,22 +31,22 @@ pub struct ServerConf {
 }
 
 impl ServerConf {
-    /// Reads the configuration of the server whose data directory is `data_directory`. `postmaster.opts` there, written at
-    /// each start, names the configuration file where it lies elsewhere.
-    pub fn of_data_directory(data_directory: &Path) -> Result<Self> {
-        let arguments = match fs::read_to_string(data_directory.join("postmaster.opts")) {
-            Ok(text) => parse_command_line(&text),
-            Err(_) => Vec::new(),
-        };
-        let options = Options::parse(&arguments);
-        let main = options.config_file(data_directory);
-        let mut conf = Self::of_files(&main, data_directory)?;
-        conf.assignments.extend(options.assignments);
+    /// Reads the configuration of the server whose data directory is `data_directory`; nothing where there is none.
+    /// `postmaster.opts` there, written at each start, names the configuration file where it lies elsewhere.
+    pub fn of_data_directory(data_directory: &Path) -> Result<Option<Self>> {
+        let main = Options::of_data_directory(data_directory).config_file(data_directory);
+        if main.exists() { Self::of_server(&main, data_directory).map(Some) } else { Ok(None) }
+    }
+
+    /// Reads the configuration file `main`, what it includes, `postgresql.auto.conf` in the data directory, and the command
+    /// line that the server was last started with.
+    pub fn of_server(main: &Path, data_directory: &Path) -> Result<Self> {
+        let mut conf = Self::of_files(main, data_directory)?;
+        conf.assignments.extend(Options::of_data_directory(data_directory).assignments);
         Ok(conf)
     }
 
-    /// Reads the configuration file `main`, what it includes, and `postgresql.auto.conf` in the data directory.
-    pub fn of_files(main: &Path, data_directory: &Path) -> Result<Self> {
+    fn of_files(main: &Path, data_directory: &Path) -> Result<Self> {
         let mut conf = ServerConf::default();
         conf.read_file(main, 0)?;
         let automatic = data_directory.join("postgresql.auto.conf");
@@ -197,6 +197,11 @@ struct Options {
 }
 
 impl Options {
+    fn of_data_directory(data_directory: &Path) -> Self {
+        let text = fs::read_to_string(data_directory.join("postmaster.opts"));
+        text.map_or_else(|_| Options::default(), |text| Options::parse(&parse_command_line(&text)))
+    }
+
     fn parse(arguments: &[String]) -> Self {
         let mut options = Options::default();
         let mut arguments = arguments.iter();
@@ -293,7 +298,7 @@ mod tests {
             ("more.conf", "archiver.server_name = 'more'\n"),
             ("postgresql.auto.conf", "archiver.server_name = 'auto'\n"),
         ]);
-        let conf = ServerConf::of_data_directory(data.path()).unwrap();
+        let conf = ServerConf::of_data_directory(data.path()).unwrap().unwrap();
         assert_eq!(get(&conf, "workers"), "3");
         assert_eq!(get(&conf, "read_ahead"), "2");
         assert_eq!(get(&conf, "server_name"), "auto");
@@ -309,7 +314,7 @@ mod tests {
             config_file.display()
         );
         let data = directory(&[("postmaster.opts", &opts), ("postgresql.auto.conf", "archiver.workers = 5\n")]);
-        let conf = ServerConf::of_data_directory(data.path()).unwrap();
+        let conf = ServerConf::of_data_directory(data.path()).unwrap().unwrap();
         assert_eq!(get(&conf, "storage"), "file:///etc-says");
         assert_eq!(get(&conf, "workers"), "7", "the command line wins");
         assert_eq!(conf.unknown_setting(), None);
@@ -318,7 +323,7 @@ mod tests {
     #[test]
     fn a_mistyped_name_is_found_with_its_place() {
         let data = directory(&[("postgresql.conf", "\narchiver.compresion = 'zstd'\n")]);
-        let conf = ServerConf::of_data_directory(data.path()).unwrap();
+        let conf = ServerConf::of_data_directory(data.path()).unwrap().unwrap();
         let error = conf.unknown_setting().unwrap();
         assert_eq!(error.to_string(), "unrecognized configuration parameter \"archiver.compresion\"");
         assert!(error.detail_text().unwrap().contains("postgresql.conf\" line 2."), "{error:?}");
@@ -331,6 +336,6 @@ mod tests {
         let data = directory(&[("postgresql.conf", "include 'missing.conf'\n")]);
         assert_eq!(ServerConf::of_data_directory(data.path()).unwrap_err().kind(), Kind::Configuration);
         let empty = directory(&[]);
-        assert!(ServerConf::of_data_directory(empty.path()).is_err());
+        assert_eq!(ServerConf::of_data_directory(empty.path()).unwrap(), None);
     }
 }

@@ -26,13 +26,9 @@ pub struct State {
     pub archiver_pid: i32,
     /// When it began to count.
     pub stats_since_us: i64,
-    /// Why nothing is archived: a wrong setting.
-    pub config_error: Option<String>,
     /// Files in progress or stored ahead.
     pub in_flight: u64,
-    /// Files archived.
-    pub archived: u64,
-    /// Plain bytes of them.
+    /// Plain bytes of the files archived.
     pub bytes_read: u64,
     /// Bytes they took.
     pub bytes_stored: u64,
@@ -62,10 +58,21 @@ impl State {
     pub fn read(path: &Path) -> Result<Option<State>> {
         let mut text = Vec::new();
         match File::open(path).and_then(|file| file.take(MAX_STATE_BYTES).read_to_end(&mut text)) {
-            Ok(_) => Ok(serde_json::from_slice(&text).ok()),
+            Ok(_) => Ok(serde_json::from_slice(&text).ok().filter(State::is_sane)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::io("read file", path, &error)),
         }
+    }
+
+    /// Whether every field is one that SQL can show.
+    fn is_sane(&self) -> bool {
+        let counts = [self.in_flight, self.bytes_read, self.bytes_stored, self.read_ahead_hits, self.retries];
+        // Up to the year 9999.
+        let times = [Some(self.stats_since_us), Some(self.server_started_us), self.failing_since_us];
+        counts.iter().all(|&count| i64::try_from(count).is_ok())
+            && times.into_iter().flatten().all(|us| (0..253_402_300_800_000_000).contains(&us))
+            && self.last_error.as_ref().is_none_or(|text| !text.contains('\0'))
+            && [self.put_ms_p50, self.put_ms_p99].into_iter().flatten().all(f64::is_finite)
     }
 }
 
@@ -81,7 +88,7 @@ mod tests {
         assert_eq!(State::read(&path).unwrap(), None);
         let state = State {
             system_identifier: u64::MAX,
-            archived: 3,
+            bytes_read: 3,
             put_ms_p50: Some(1.5),
             last_error: Some("could not\nsay".into()),
             ..State::default()

@@ -3,8 +3,9 @@
 //! Lines are `<name> <size> blake3:<hash of the plain file> <stored size>`. They are not fsynced by themselves: a missing
 //! one is remade from the stored file. The last line of a name counts.
 
-use crate::durable::{self, Mode};
+use crate::durable;
 use crate::error::{Error, Result};
+use crate::mode::Mode;
 use crate::wal::WalName;
 use std::fmt;
 use std::fs::{self, OpenOptions, Permissions};
@@ -51,7 +52,15 @@ const MAX_FILE_BYTES: u64 = 16 << 20;
 /// Appends a line to the sums file at `path`, making it and its directory where they are missing.
 pub fn append(path: &Path, name: &WalName, sum: &Sum, mode: Mode) -> Result<()> {
     let failed = |error: &io::Error| Error::io("write file", path, error);
-    let open = || OpenOptions::new().read(true).append(true).create(true).mode(mode.file()).open(path);
+    let open = || {
+        OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(mode.file())
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)
+    };
     let mut file = match open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             durable::create_directory(path.parent().unwrap_or(Path::new(".")), mode)?;

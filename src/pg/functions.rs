@@ -38,7 +38,6 @@ struct Facts {
 /// What the archiver process told of itself.
 #[derive(Serialize)]
 struct Process {
-    archiver_pid: i32,
     in_flight: u64,
     last_error: Option<String>,
     failing_since_us: Option<i64>,
@@ -55,7 +54,6 @@ struct Process {
 impl From<State> for Process {
     fn from(state: State) -> Self {
         Process {
-            archiver_pid: state.archiver_pid,
             in_flight: state.in_flight,
             last_error: state.last_error,
             failing_since_us: state.failing_since_us,
@@ -71,14 +69,15 @@ impl From<State> for Process {
     }
 }
 
-/// The state file, if this very server wrote it: one that came with a copy of the data directory, or that an earlier
-/// start left, says nothing.
-fn state_of_this_server() -> Option<State> {
+/// The state file, if the archiver process that runs now wrote it: one that came with a copy of the data directory, or
+/// that an earlier process left, says nothing.
+fn state_of(archiver_pid: Option<i32>) -> Option<State> {
     let data_directory = ffi::data_directory();
     let state = State::read(&data_directory.join(STATE_FILE)).ok()??;
     let is_ours = state.system_identifier == ffi::cluster().system_identifier
         && state.data_directory_inode == off_thread::inode_of(&data_directory)
-        && state.server_started_us == ffi::server_started_us();
+        && state.server_started_us == ffi::server_started_us()
+        && Some(state.archiver_pid) == archiver_pid;
     is_ours.then_some(state)
 }
 
@@ -116,9 +115,9 @@ fn lag_bytes(last_archived_wal: Option<&str>) -> Option<u64> {
     (!ffi::is_in_recovery()).then(|| ffi::written_lsn().saturating_sub(archived_to.0))
 }
 
-/// Everything about archiving that this library knows, for the status view. `last_archived_wal` is PostgreSQL's.
+/// Everything about archiving that this library knows, for the status view. Both arguments are what PostgreSQL tells.
 #[pg_extern]
-fn facts(last_archived_wal: Option<&str>) -> pgrx::JsonB {
+fn facts(last_archived_wal: Option<&str>, archiver_pid: Option<i32>) -> pgrx::JsonB {
     let settings = guc::settings();
     let config = guc::config(&ffi::data_directory());
     let queue = queue();
@@ -134,7 +133,7 @@ fn facts(last_archived_wal: Option<&str>) -> pgrx::JsonB {
         queue_bytes: queue.bytes,
         oldest_ready_seconds: queue.oldest.map(seconds_since),
         lag_bytes: lag_bytes(last_archived_wal),
-        process: state_of_this_server().map(Process::from),
+        process: state_of(archiver_pid).map(Process::from),
     };
     pgrx::JsonB(serde_json::to_value(facts).unwrap_or_default())
 }
@@ -149,6 +148,7 @@ struct ServerFacts {
     seconds_since_archived: Option<f64>,
     last_failed_wal: Option<String>,
     failed_after_archived: bool,
+    archiver_pid: Option<i32>,
 }
 
 impl ServerFacts {
@@ -159,7 +159,8 @@ impl ServerFacts {
                     "SELECT pg_catalog.current_setting('archive_mode'), pg_catalog.current_setting('archive_library'), \
                      pg_catalog.current_setting('archive_command'), archived_count, last_archived_wal, \
                      EXTRACT(epoch FROM pg_catalog.clock_timestamp() - last_archived_time)::float8, last_failed_wal, \
-                     last_failed_time > COALESCE(last_archived_time, '-infinity') \
+                     last_failed_time > COALESCE(last_archived_time, '-infinity'), \
+                     (SELECT pid FROM pg_catalog.pg_stat_activity WHERE backend_type = 'archiver') \
                      FROM pg_catalog.pg_stat_archiver",
                     Some(1),
                     &[],
@@ -174,6 +175,7 @@ impl ServerFacts {
                 seconds_since_archived: row.get(6)?,
                 last_failed_wal: row.get(7)?,
                 failed_after_archived: row.get(8)?.unwrap_or_default(),
+                archiver_pid: row.get(9)?,
             })
         })
     }
@@ -239,7 +241,7 @@ fn continuous_archiving(facts: &ServerFacts) -> Row {
         Some(failed) if facts.failed_after_archived && !is_old_history => Row::failed(
             name,
             format!("the last attempt failed, for \"{failed}\""),
-            state_of_this_server()
+            state_of(facts.archiver_pid)
                 .and_then(|state| state.last_error)
                 .unwrap_or_else(|| "The server log says why.".into()),
         ),
@@ -269,29 +271,34 @@ fn waiting() -> Row {
     }
 }
 
-fn storage_rows(config: Config, is_probe: bool) -> Vec<Row> {
-    let cluster = ffi::cluster();
+fn storage_rows(config: &Config, is_probe: bool) -> Vec<Row> {
+    let system_identifier = ffi::cluster().system_identifier;
     let data_directory = ffi::data_directory();
-    let checked = off_thread::run(CHECK_PATIENCE, move || {
-        let mut rows = check::check_storage(&config, cluster.system_identifier, &data_directory);
-        if is_probe {
-            rows.push(check::probe_storage(&config, cluster.system_identifier));
-        }
-        rows
-    });
-    checked.unwrap_or_else(|error| vec![Row::of_error("storage", &error)])
+    let off_thread = |name, work: Box<dyn FnOnce(Config) -> Vec<Row> + Send>| {
+        let config = config.clone();
+        off_thread::run(CHECK_PATIENCE, move || work(config)).unwrap_or_else(|error| vec![Row::of_error(name, &error)])
+    };
+    let look = move |config: Config| check::check_storage(&config, system_identifier, &data_directory);
+    let mut rows = off_thread("storage", Box::new(look));
+    if is_probe {
+        let probe = move |config: Config| vec![check::probe_storage(&config, system_identifier)];
+        rows.extend(off_thread("probe", Box::new(probe)));
+    }
+    rows
 }
 
 /// Whether archiving works, one row for each thing that could keep it from working. With `probe`, which a superuser may
 /// ask for, an object is written to the storage, read back and removed.
 #[pg_extern]
+#[search_path(pg_catalog, pg_temp)]
 fn check(
-    probe: default!(bool, false),
+    probe: default!(Option<bool>, false),
 ) -> TableIterator<
     'static,
     (name!(name, String), name!(state, String), name!(detail, String), name!(hint, Option<String>)),
 > {
-    if probe && !ffi::is_superuser() {
+    let is_probe = probe.unwrap_or(false);
+    if is_probe && !ffi::is_superuser() {
         ereport!(
             ERROR,
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
@@ -315,7 +322,7 @@ fn check(
     match guc::config(&ffi::data_directory()) {
         Ok(config) => {
             rows.push(Row::ok("settings", "all known and valid"));
-            rows.extend(storage_rows(config, probe));
+            rows.extend(storage_rows(&config, is_probe));
         }
         Err(error) => rows.push(Row::of_error("settings", &error)),
     }

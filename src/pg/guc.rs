@@ -52,7 +52,7 @@ pub fn config(data_directory: &Path) -> Result<Config> {
 }
 
 fn unknown_setting(data_directory: &Path) -> Option<Error> {
-    let files = ServerConf::of_files(&ffi::config_file()?, data_directory);
+    let files = ServerConf::of_server(&ffi::config_file()?, data_directory);
     // Files that cannot be read are PostgreSQL's to complain about: the values above come from it.
     files.ok()?.unknown_setting()
 }

@@ -24,7 +24,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Below the data directory, which is the archiver's working directory. pg_basebackup and pg_rewind leave pg_stat_tmp out.
 pub const STATE_FILE: &str = "pg_stat_tmp/archiver.state";
-const MARKER_FILE: &str = "pg_stat_tmp/archiver.established";
+/// Unlike the state, copies of the data directory carry it: a promoted standby must not begin an archive anew either.
+const MARKER_FILE: &str = "archiver.established";
 const ARCHIVE_STATUS: &str = "pg_wal/archive_status";
 /// The postmaster writes its state into the eighth line (miscinit.c, `LOCK_FILE_LINE_PM_STATUS`).
 const POSTMASTER_STATUS: (&str, usize) = ("postmaster.pid", 7);
@@ -53,6 +54,8 @@ struct Module {
     config: Result<Config>,
     episode: Episode,
     given_up: Option<GivenUp>,
+    /// What the last interrupt raised, told already: PostgreSQL raises it again and again.
+    interrupted: Option<String>,
     state: State,
     state_written: Option<Instant>,
 }
@@ -87,6 +90,7 @@ impl Module {
             config: unread,
             episode: Episode::default(),
             given_up: None,
+            interrupted: None,
             state,
             state_written: None,
         })
@@ -106,21 +110,26 @@ impl Module {
         if config == self.config {
             return;
         }
-        match &config {
-            Ok(config) => {
-                let marker = Marker::new(PathBuf::from(MARKER_FILE));
-                let archive = Archive::new(config.clone(), ffi::cluster(), Some(marker), Arc::clone(&self.pulse));
-                log_line(PgLogLevel::LOG, format!("archiving WAL to \"{}\"", config.destination.storage));
+        let archive = config.clone().and_then(|config| {
+            let marker = Marker::new(PathBuf::from(MARKER_FILE));
+            Archive::new(config, ffi::cluster(), Some(marker), Arc::clone(&self.pulse))
+        });
+        match archive {
+            Ok(archive) => {
+                let storage = &archive.config().destination.storage;
+                log_line(PgLogLevel::LOG, format!("archiving WAL to \"{storage}\""));
+                self.config = config;
                 self.archiver.use_archive(Some(Arc::new(archive)));
             }
             Err(error) => {
-                log(PgLogLevel::LOG, Report::new("WAL is not archived", error));
+                if self.config.as_ref() != Err(&error) {
+                    log(PgLogLevel::LOG, Report::new("WAL is not archived", &error));
+                }
+                self.config = Err(error);
                 // What was begun ahead must not go on under settings that are gone.
                 self.archiver.use_archive(None);
             }
         }
-        self.state.config_error = config.as_ref().err().map(ToString::to_string);
-        self.config = config;
         self.given_up = None;
         self.write_state(true);
     }
@@ -149,23 +158,21 @@ impl Module {
         }
         self.given_up = None;
         self.archiver.ask(file)?;
-        let mut latch_was_set = false;
-        let result = self.wait_for(file, &mut latch_was_set);
-        if latch_was_set {
-            // A stop or a new segment may have set it: the archiver's own loop must see it, too.
-            ffi::set_latch();
-        }
-        result
+        let mut latch = ConsumedLatch(false);
+        self.wait_for(file, &mut latch)
     }
 
-    fn wait_for(&mut self, file: &WalFile, latch_was_set: &mut bool) -> Result<StoredFile> {
+    fn wait_for(&mut self, file: &WalFile, latch: &mut ConsumedLatch) -> Result<StoredFile> {
         let retry_timeout = self.config.as_ref().map_or(SHORT_PATIENCE, |config| config.destination.retry_timeout);
         let mut beats = self.pulse.beats();
         let mut moved_at = Instant::now();
         let mut looked_at = Instant::now();
-        let mut is_stopping = false;
+        let (mut is_stopping, mut is_reloading) = (false, false);
         loop {
-            let is_short_of_time = is_stopping || ffi::reload_is_pending();
+            if !is_reloading && ffi::reload_is_pending() {
+                (is_reloading, moved_at) = (true, Instant::now());
+            }
+            let is_short_of_time = is_stopping || is_reloading;
             let retry_at = match self.archiver.poll(!is_short_of_time) {
                 Answer::Stored(stored) => return Ok(stored),
                 Answer::Failed(error) => return Err(error),
@@ -190,11 +197,11 @@ impl Module {
                 }
             }
             let until_retry = retry_at.map_or(LOOK_INTERVAL, |at| at.saturating_duration_since(now));
-            self.sleep(until_retry.min(LOOK_INTERVAL), latch_was_set)?;
+            self.sleep(until_retry.min(LOOK_INTERVAL), latch)?;
         }
     }
 
-    fn sleep(&self, timeout: Duration, latch_was_set: &mut bool) -> Result<()> {
+    fn sleep(&mut self, timeout: Duration, latch: &mut ConsumedLatch) -> Result<()> {
         // The wait itself can raise: out of descriptors, say.
         let woken = ffi::caught(|| ffi::wait(self.wake_up.as_fd(), timeout))
             .map_err(|cause| Error::new(Kind::Internal, "latch", format!("could not wait for the storage: {cause}")))?;
@@ -204,13 +211,15 @@ impl Module {
         off_thread::drain(&self.wake_up);
         if woken.by_latch {
             ffi::reset_latch();
-            *latch_was_set = true;
+            latch.0 = true;
         }
         // Other backends wait for this process to absorb barriers (DROP DATABASE, for one). What that raises is not
         // this file's trouble.
-        if let Err(cause) = ffi::caught(ffi::check_for_interrupts) {
+        let interrupted = ffi::caught(ffi::check_for_interrupts).err();
+        if let Some(cause) = interrupted.as_ref().filter(|_| interrupted != self.interrupted) {
             log_line(PgLogLevel::WARNING, format!("interrupt while a WAL file is archived: {cause}"));
         }
+        self.interrupted = interrupted;
         Ok(())
     }
 
@@ -244,6 +253,10 @@ impl Module {
     }
 
     fn tell_failure(&mut self, name: &str, error: &Error) {
+        if error.kind() == Kind::Interrupted {
+            // The process is about to end, and nothing failed.
+            return;
+        }
         if let Some(count) = self.episode.fail(error, Instant::now()) {
             let report = Report::new(&format!("could not archive WAL file \"{name}\""), error);
             let report = match count {
@@ -264,7 +277,6 @@ impl Module {
         }
         let totals = self.archiver.totals();
         self.state.in_flight = self.archiver.in_flight() as u64;
-        self.state.archived = totals.archived;
         self.state.bytes_read = totals.bytes_read;
         self.state.bytes_stored = totals.bytes_stored;
         self.state.read_ahead_hits = totals.read_ahead_hits;
@@ -275,6 +287,19 @@ impl Module {
         // It is only told: WAL is archived all the same.
         if let Err(error) = self.state.write(Path::new(STATE_FILE)) {
             log(PgLogLevel::DEBUG1, Report::new("could not tell the archiver's state", &error));
+        }
+    }
+}
+
+/// Whether the wait has consumed a set of the process's latch, by which a stop, a reload or a new segment was told: the
+/// archiver's own loop must see it, too, so it is given back in the end, however that comes.
+struct ConsumedLatch(bool);
+
+impl Drop for ConsumedLatch {
+    fn drop(&mut self) {
+        if self.0 {
+            // It sets a flag and wakes this very process; it does not raise.
+            let _ = ffi::caught(ffi::set_latch);
         }
     }
 }
@@ -379,6 +404,8 @@ mod entry {
             (*callbacks).archive_file_cb = Some(archive_file_cb);
             (*callbacks).shutdown_cb = Some(shutdown_cb);
         }
+        // Says what is wrong now, and not only when the first file waits.
+        check_configured();
     }
 }
 
@@ -387,7 +414,10 @@ mod entry {
     use super::{Callbacks, archive_file, c_char, check_configured, shut_down};
     use crate::pg::ffi::ModuleState;
 
-    unsafe extern "C-unwind" fn startup_cb(_state: *mut ModuleState) {}
+    /// Says what is wrong now, and not only when the first file waits.
+    unsafe extern "C-unwind" fn startup_cb(_state: *mut ModuleState) {
+        check_configured();
+    }
 
     unsafe extern "C-unwind" fn check_configured_cb(_state: *mut ModuleState) -> bool {
         check_configured()

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -46,16 +47,41 @@ pub fn inode_of(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |meta| meta.ino())
 }
 
+/// How many threads a session may leave behind in a storage that hangs.
+const MOST_CALLS: usize = 2;
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+/// One of the few places; given back by whoever ends last, caller or thread.
+struct Place;
+
+impl Place {
+    fn take() -> Option<Self> {
+        let counted =
+            CALLS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |calls| (calls < MOST_CALLS).then_some(calls + 1));
+        counted.is_ok().then_some(Place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        CALLS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Runs `work` on a thread, with every signal blocked, and waits for it until `patience` is over. A cancel, a
 /// statement_timeout or a termination ends the wait by raising. A thread that hangs is left behind and touches
 /// nothing of PostgreSQL's.
 pub fn run<T: Send + 'static>(patience: Duration, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let Some(place) = Place::take() else {
+        return Err(Error::new(Kind::Storage, "storage", "earlier calls of this session still hang in the storage"));
+    };
     let (wake_up, waker) = wake_up_pair()?;
     let (sender, receiver) = mpsc::channel();
     let spawned = with_signals_blocked(|| {
         std::thread::Builder::new().name("archiver call".into()).spawn(move || {
             // The caller may have given up.
             let _ = sender.send(work());
+            drop(place);
             wake(&waker);
         })
     });
@@ -81,6 +107,9 @@ pub fn run<T: Send + 'static>(patience: Duration, work: impl FnOnce() -> T + Sen
             return Err(Error::new(Kind::Storage, "storage", format!("the storage did not answer for {seconds} s")));
         }
         let woken = ffi::wait(wake_up.as_fd(), left);
+        if woken.by_postmaster_death {
+            return Err(Error::new(Kind::Interrupted, "postmaster", "the postmaster died"));
+        }
         if woken.by_latch {
             ffi::reset_latch();
         }

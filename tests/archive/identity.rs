@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// The site's archive as another cluster sees it.
 fn foreign(site: &Site) -> Archive {
     let cluster = Cluster { system_identifier: 42, ..site.cluster };
-    Archive::new(site.config(), cluster, None, Arc::clone(&site.pulse))
+    Archive::new(site.config(), cluster, None, Arc::clone(&site.pulse)).unwrap()
 }
 
 #[test]

@@ -435,7 +435,7 @@ fn a_stop_ends_all_threads_quickly_whatever_they_do() {
 
 /// The site's archive under a pulse that was not stopped.
 fn fresh(site: &Site) -> archiver_core::archive::Archive {
-    archiver_core::archive::Archive::new(site.config(), site.cluster, None, Arc::default())
+    archiver_core::archive::Archive::new(site.config(), site.cluster, None, Arc::default()).unwrap()
 }
 
 #[test]

@@ -1,1 +1,14 @@
-fn main() {}
+//! The archiver on real clusters: the server's archiver process, the program, and what SQL sees. `make test-server`
+//! says which PostgreSQL.
+
+mod archiving;
+mod cluster;
+mod crashes;
+mod privileges;
+mod process;
+mod recovery;
+mod refusals;
+mod regress;
+mod restoring;
+mod settings;
+mod stopping;

@@ -1,8 +1,8 @@
 //! The store in a directory: the battery, and what only a file system can do to it.
 
 use super::contract::battery;
-use archiver_core::durable::Mode;
 use archiver_core::error::Kind;
+use archiver_core::mode::Mode;
 use archiver_core::pulse::Pulse;
 use archiver_core::store::{Attributes, Body, LocalStore, Put, Store};
 use archiver_tests::{tree, wal_like};

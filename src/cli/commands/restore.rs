@@ -11,7 +11,7 @@ use archiver_core::restore::{Request, Restored, restore};
 use archiver_core::wal::WalName;
 use archiver_core::{Error, Kind, Result};
 use std::fs::File;
-use std::io::{IsTerminal, Read};
+use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -28,24 +28,28 @@ pub fn run(arguments: &Arguments, wanted: &Restore) -> u8 {
         Err(error) if error.kind() == Kind::NotFound => {
             // A standby asks for files that are not there every few seconds: no word in its log.
             if std::io::stderr().is_terminal() {
-                eprintln!("archiver: {error}");
+                tell(error);
             }
             NOT_IN_ARCHIVE
         }
         Err(error) => {
             let what = format!("could not restore WAL file \"{}\"", wanted.name);
-            eprintln!("archiver: {}", Report::new(&what, &error));
+            tell(Report::new(&what, &error));
             let is_standby = data_directory.join("standby.signal").exists();
             if is_standby && wanted.on_error == OnError::Retry { STANDBY_ASKS_AGAIN } else { RESTORE_FAILED }
         }
     }
 }
 
+/// On a full disk, say, nobody can be told: the exit code must be right all the same.
+fn tell(message: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "archiver: {message}");
+}
+
 fn restore_file(arguments: &Arguments, wanted: &Restore, data_directory: &Path) -> Result<Restored> {
     let name = WalName::parse(&wanted.name)
         .map_err(|bad| Error::new(Kind::Configuration, wanted.name.clone(), bad.to_string()))?;
     let destination = Destination::parse(&settings::read(arguments, data_directory)?)?;
-    let place = Place::open(&destination, &Arc::new(Pulse::new()))?;
     let request = Request {
         name,
         destination: &wanted.dest,
@@ -53,7 +57,7 @@ fn restore_file(arguments: &Arguments, wanted: &Restore, data_directory: &Path) 
         system_identifier: system_identifier(data_directory),
         retry_timeout: destination.retry_timeout,
     };
-    restore(&place, &request)
+    restore(|| Place::open(&destination, &Arc::new(Pulse::new())), &request)
 }
 
 /// The cluster in the data directory: the first eight bytes of its control file (PostgreSQL, pg_control.h,

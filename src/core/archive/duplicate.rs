@@ -1,14 +1,13 @@
 //! The one duplicate rule: the same plain content is success, any other is refused.
 
 use crate::codec::{self, Compression};
-use crate::error::{Error, Kind, Result, plain_cause};
+use crate::error::{Error, Kind, Result};
 use crate::place::Place;
 use crate::pulse::{Beating, Pulse};
 use crate::store::Meta;
 use crate::sums::Hash;
 use crate::wal::{LongPageHeader, WalName};
 use std::io::{self, Read};
-use std::path::Path;
 
 /// A stored file that holds what was offered.
 pub struct Same {
@@ -17,6 +16,8 @@ pub struct Same {
     /// The format it is stored in, which an earlier setting may have chosen.
     pub compression: Compression,
 }
+
+const DAMAGE_HINT: &str = "It is left as it is. Move it out of the archive, so that the file can be stored again.";
 
 /// Compares the stored file of that name with the offered one, by plain content: sizes and times prove nothing,
 /// and noted sums say nothing about a copy that was damaged since.
@@ -28,28 +29,23 @@ pub fn compare(place: &Place, name: &WalName, size: u64, hash: &Hash, pulse: &Pu
     let object = place.store.get(&key)?.ok_or_else(|| {
         Error::new(Kind::Storage, location.clone(), format!("\"{location}\" was there and is gone")).retry_if(true)
     })?;
-    let damaged = |cause: &str| {
-        Error::new(Kind::Damaged, location.clone(), format!("the archived copy \"{location}\" is damaged: {cause}"))
-            .hint("It is left as it is. Move it out of the archive, so that the file can be stored again.")
-    };
+    let unfit = |cause: &io::Error| Error::of_stored_copy(&location, cause, DAMAGE_HINT);
+    let damaged = |cause: String| unfit(&io::Error::other(cause));
     let meta = object.meta;
     // One byte more than offered is enough to know that it is another file.
-    let stored = read_plain(object.body, size + 1, pulse).map_err(|error| match error.raw_os_error() {
-        Some(_) => Error::io("read file", Path::new(&location), &error),
-        None => damaged(&plain_cause(&error)),
-    })?;
+    let stored = read_plain(object.body, size + 1, pulse).map_err(|error| unfit(&error))?;
     if (stored.size, stored.hash) == (size, *hash) {
         return Ok(Same { meta, compression: stored.compression });
     }
     if let Some(records) = &place.records
         && records.find_sum(&place.layout, name)?.is_some_and(|sum| (sum.size, sum.hash) == (size, *hash))
     {
-        return Err(damaged(&format!("it was stored as {hash}, and reads as {}", stored.hash)));
+        return Err(damaged(format!("it was stored as {hash}, and reads as {}", stored.hash)));
     }
     if name.is_wal()
         && let Err(cause) = LongPageHeader::parse(&stored.head)
     {
-        return Err(damaged(&cause.to_string()));
+        return Err(damaged(cause.to_string()));
     }
     let stored_size = if stored.size > size { format!("more than {size}") } else { stored.size.to_string() };
     Err(Error::new(

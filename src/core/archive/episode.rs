@@ -54,11 +54,6 @@ impl Episode {
         let open = self.open.take()?;
         Some(Recovered { lasted: now.duration_since(open.since), failures: open.failures })
     }
-
-    /// Since when files fail; nothing while all is well.
-    pub fn failing_since(&self) -> Option<Instant> {
-        self.open.as_ref().map(|open| open.since)
-    }
 }
 
 #[cfg(test)]

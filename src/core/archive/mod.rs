@@ -105,9 +105,23 @@ pub struct StoredFile {
 
 impl Archive {
     /// The archive that `config` names for `cluster`. Nothing is opened, written or looked at before the first file.
-    /// `marker` remembers the archive across restarts. Work beats `pulse`.
-    pub fn new(config: Config, cluster: Cluster, marker: Option<Marker>, pulse: Arc<Pulse>) -> Self {
-        Archive { place: OnceCell::new(), config, cluster, marker, pulse, confirmed_identity: Mutex::default() }
+    /// `marker` remembers the archive across restarts. Work beats `pulse`. Fails where the memory limit is too low for
+    /// one thread at this level and segment size.
+    pub fn new(config: Config, cluster: Cluster, marker: Option<Marker>, pulse: Arc<Pulse>) -> Result<Self> {
+        let archive =
+            Archive { place: OnceCell::new(), config, cluster, marker, pulse, confirmed_identity: Mutex::default() };
+        let (needed, limit) = (archive.worker_bytes(), archive.config.memory_limit_bytes);
+        if needed <= limit {
+            return Ok(archive);
+        }
+        let value = format!("{}MB", limit >> 20);
+        let cause = format!(
+            "With archiver.compression_level at {} one thread needs {}MB for segments of {}MB",
+            archive.config.level,
+            needed.div_ceil(1 << 20),
+            cluster.segment_size.bytes() >> 20
+        );
+        Err(Error::setting("memory_limit", &value, cause).hint("Raise archiver.memory_limit or lower the level."))
     }
 
     fn place(&self) -> Result<&Place> {
@@ -182,13 +196,20 @@ impl Archive {
         records.catalogue.record(&lines)
     }
 
-    /// How many threads can work within the memory limit, each with a source, a result and an encoder.
+    /// How many threads can work within the memory limit.
     pub fn workers_in_memory(&self) -> usize {
+        let fitting = (self.config.memory_limit_bytes / self.worker_bytes()) as usize;
+        self.config.workers.min(fitting)
+    }
+
+    /// Memory of one thread: a source, a result and an encoder; for a streamed segment a few pieces instead of the two.
+    fn worker_bytes(&self) -> u64 {
+        const PIECES: u64 = 1 << 20;
         let segment = self.cluster.segment_size.bytes();
-        let encoder = self.config.compression.encoder_memory_bytes(self.config.level, segment);
-        let buffers = if segment <= self.max_buffer_bytes() { 2 * segment + (1 << 20) } else { 4 << 20 };
-        let fitting = (self.config.memory_limit_bytes / (buffers + encoder)) as usize;
-        self.config.workers.min(fitting.max(1))
+        let is_streamed = segment > self.max_buffer_bytes();
+        let encoder = self.config.compression.encoder_memory_bytes(self.config.level, segment, is_streamed);
+        let buffers = if is_streamed { PIECES } else { 2 * segment + PIECES };
+        buffers + encoder
     }
 
     /// A segment above a quarter of the limit is streamed: source and result of two would not fit otherwise.

@@ -14,7 +14,7 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
@@ -22,6 +22,8 @@ use std::time::{Duration, Instant};
 /// Pauses between attempts at one file: doubled from the first up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often a wait looks for more files to begin.
+const LOOK_AHEAD_INTERVAL: Duration = Duration::from_secs(1);
 /// How many of the newest store times are kept for percentiles.
 const MOST_TIMES: usize = 1024;
 /// Threads at most, those included that hang in a storage that was configured before.
@@ -83,6 +85,7 @@ pub type Waker = Box<dyn Fn() + Send + Sync>;
 pub struct Archiver {
     shared: Arc<Shared>,
     read_ahead: ReadAhead,
+    looked_ahead_at: Option<Instant>,
     asked: Option<Asked>,
     /// Whether the last answer was a failure.
     is_failing: bool,
@@ -91,6 +94,7 @@ pub struct Archiver {
 
 struct Asked {
     name: WalName,
+    path: PathBuf,
     was_ahead: bool,
     since: Instant,
     pause: Duration,
@@ -158,6 +162,7 @@ impl Archiver {
         Archiver {
             shared: Arc::new(shared),
             read_ahead: ReadAhead::default(),
+            looked_ahead_at: None,
             asked: None,
             is_failing: false,
             totals: Totals::default(),
@@ -198,24 +203,24 @@ impl Archiver {
         if matches!(phase, None | Some(Phase::Failed(_))) {
             state.jobs.insert(file.name, Job { path: file.path.clone(), phase: Phase::Queued });
         }
-        let begun = state.jobs.len() - 1;
         drop(state);
-
-        let room = archive.config().read_ahead.saturating_sub(begun);
-        // While files fail, the one that PostgreSQL waits for gets the storage, and what room is left there, to itself.
-        let is_worthwhile = !self.is_failing && room > archive.config().read_ahead / 2;
-        if let Some(pg_wal) = file.path.parent().filter(|_| is_worthwhile) {
-            self.look_ahead(&archive, pg_wal, &file.name);
-        }
+        let (now, path) = (Instant::now(), file.path.clone());
+        self.asked = Some(Asked { name: file.name, path, was_ahead, since: now, pause: FIRST_PAUSE, retry_at: None });
+        self.look_ahead(&archive);
+        // Also where nothing lies ahead: the file itself is work.
         self.shared.work.notify_all();
-        let since = Instant::now();
-        self.asked = Some(Asked { name: file.name, was_ahead, since, pause: FIRST_PAUSE, retry_at: None });
         Ok(())
     }
 
-    fn look_ahead(&mut self, archive: &Archive, pg_wal: &Path, asked: &WalName) {
-        let most = archive.config().read_ahead;
-        let next = self.read_ahead.next_files(pg_wal, asked, archive.cluster().segment_size, most);
+    /// Begins files that wait behind the one asked for, where the window is less than half full.
+    fn look_ahead(&mut self, archive: &Archive) {
+        let (most, asked) = (archive.config().read_ahead, self.asked.as_ref());
+        let room = most.saturating_sub(self.shared.lock().jobs.len().saturating_sub(1));
+        // While files fail, the one that PostgreSQL waits for gets the storage, and what room is left there, to itself.
+        let Some(asked) = asked.filter(|_| !self.is_failing && room > most / 2) else { return };
+        let Some(pg_wal) = asked.path.parent() else { return };
+        self.looked_ahead_at = Some(Instant::now());
+        let next = self.read_ahead.next_files(pg_wal, &asked.name, archive.cluster().segment_size, most);
         let mut state = self.shared.lock();
         for name in next {
             if state.jobs.len() > most {
@@ -223,11 +228,31 @@ impl Archiver {
             }
             state.jobs.entry(name).or_insert_with(|| Job { path: pg_wal.join(name.to_string()), phase: Phase::Queued });
         }
+        drop(state);
+        self.shared.work.notify_all();
+    }
+
+    /// While the storage is slow, more files become ready behind the one that PostgreSQL waits for.
+    fn look_ahead_again(&mut self) {
+        let archive = self.shared.lock().archive.clone();
+        if let Some(archive) = archive
+            && self.looked_ahead_at.is_none_or(|at| at.elapsed() >= LOOK_AHEAD_INTERVAL)
+        {
+            self.look_ahead(&archive);
+        }
     }
 
     /// The answer for the file asked for, without waiting. A failure that may pass is tried again, with pauses, as
     /// long as `may_retry` and within the retry timeout.
     pub fn poll(&mut self, may_retry: bool) -> Answer {
+        let answer = self.answer(may_retry);
+        if matches!(answer, Answer::Waiting(_)) {
+            self.look_ahead_again();
+        }
+        answer
+    }
+
+    fn answer(&mut self, may_retry: bool) -> Answer {
         let nothing_asked = || Answer::Failed(Error::new(Kind::Internal, "", "no file was asked for"));
         let Some(asked) = &mut self.asked else { return nothing_asked() };
         let mut state = self.shared.lock();

@@ -33,9 +33,11 @@ impl Encoder {
     /// Writes one frame, which carries the size of its content as [`Encoder::encode`] does.
     pub fn encode_stream(&mut self, plain: &mut dyn Read, plain_size: u64, encoded: &mut dyn Write) -> io::Result<()> {
         self.context.reset(ResetDirective::SessionOnly).map_err(failed)?;
-        self.context.set_pledged_src_size(Some(plain_size)).map_err(failed)?;
         let mut stream = zstd::stream::write::Encoder::with_context(encoded, &mut self.context);
-        let result = io::copy(plain, &mut stream).and_then(|_| stream.do_finish());
+        let result = stream
+            .set_pledged_src_size(Some(plain_size))
+            .and_then(|()| io::copy(plain, &mut stream))
+            .and_then(|_| stream.do_finish());
         drop(stream);
         if result.is_err() {
             // A frame given up half-way must not leak into the next file.
@@ -57,15 +59,23 @@ pub fn decoder<'a>(stored: impl BufRead + 'a) -> io::Result<impl Read + 'a> {
     Ok(decoder)
 }
 
-/// An upper bound of a context's size, from measurements of zstd 1.5.7 on 16 MiB and more (a test holds it):
-/// tables by level, and from level 20 on they grow with the window, which is no larger than the file.
-pub fn encoder_memory_bytes(level: i32, plain_size: u64) -> u64 {
-    let window = plain_size.next_power_of_two().clamp(1 << 20, 1 << MAX_WINDOW_LOG);
-    match level {
-        ..=2 => 4 << 20,
-        3..=8 => 16 << 20,
-        9..=15 => 64 << 20,
-        16..=19 => 128 << 20,
-        _ => (64 << 20) + 13 * window,
-    }
+/// An upper bound of a context's size, from measurements of zstd 1.5.7 on files of 1 to 64 MiB (a test holds it): tables
+/// by level, which are smaller for a small file, and for a stream its window and two pieces more.
+pub fn encoder_memory_bytes(level: i32, plain_size: u64, is_streamed: bool) -> u64 {
+    const MIB: u64 = 1 << 20;
+    let (tables_mib, window_log) = match level {
+        ..=2 => (1, 20),
+        3..=8 => (6, 21),
+        9 => (11, 22),
+        10..=12 => (41, 22),
+        13..=15 => (65, 22),
+        16..=18 => (50, 23),
+        19 => (82, 23),
+        20 => (162, 25),
+        21 => (322, 26),
+        _ => (706, MAX_WINDOW_LOG),
+    };
+    let size = plain_size.next_power_of_two().max(MIB);
+    let tables = (tables_mib * MIB).min(2 * MIB + 17 * size);
+    if is_streamed { tables + MIB + size.min(1 << window_log) } else { tables }
 }

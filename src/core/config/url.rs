@@ -1,6 +1,6 @@
 //! The storage URL: one text that names strategy, place and parameters.
 
-use crate::durable::Mode;
+use crate::mode::Mode;
 use std::fmt;
 use std::path::PathBuf;
 use url::Url;

@@ -1,14 +1,15 @@
 //! Fetching a WAL file back: found, decoded, compared with what was stored, and put in place whole or not at all.
 
 use crate::codec;
-use crate::durable::{self, Mode, StagedFile};
-use crate::error::{Error, Kind, Result, plain_cause};
+use crate::durable::{self, StagedFile};
+use crate::error::{Error, Kind, Result};
 use crate::identity::foreign_archive;
 use crate::place::Place;
 use crate::pulse::Pulse;
 use crate::store::Object;
 use crate::sums::Hash;
 use crate::wal::{BadHeader, Expected, LongPageHeader, WalName};
+use std::borrow::Borrow;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ const TEMPORARY_PREFIX: &str = "archiver.restore.";
 const LONGEST_SEGMENT: u64 = 1 << 30;
 /// Labels and histories are a few hundred bytes.
 const LONGEST_TEXT_FILE: u64 = 1 << 20;
+const DAMAGE_HINT: &str = "Restore it from another copy of the archive; PostgreSQL must not go on without it.";
 const PAUSE: Duration = Duration::from_millis(250);
 
 /// What is wanted.
@@ -47,15 +49,15 @@ pub struct Restored {
     pub size: u64,
 }
 
-/// Restores one file.
+/// Restores one file from the place that `open` opens.
 ///
 /// Fails with [`Kind::NotFound`] only where the archive itself was seen and is this cluster's: whoever takes
 /// the answer for the end of the WAL must be able to rely on it. Everything else that goes wrong is another failure,
 /// and those that may pass are tried again until the timeout.
-pub fn restore(place: &Place, request: &Request<'_>) -> Result<Restored> {
+pub fn restore<P: Borrow<Place>>(open: impl Fn() -> Result<P>, request: &Request<'_>) -> Result<Restored> {
     let started = Instant::now();
     loop {
-        match restore_once(place, request) {
+        match open().and_then(|place| restore_once(place.borrow(), request)) {
             Err(error) if error.is_worth_retrying() && started.elapsed() + PAUSE < request.retry_timeout => {
                 std::thread::sleep(PAUSE);
             }
@@ -140,10 +142,8 @@ fn confirm_archive(place: &Place, system_identifier: Option<u64>) -> Result<()> 
 }
 
 fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Object, location: &str) -> Result<u64> {
-    let damaged = |cause: String| {
-        Error::new(Kind::Damaged, location, format!("the archived copy \"{location}\" is damaged: {cause}"))
-            .hint("Restore it from another copy of the archive; PostgreSQL must not go on without it.")
-    };
+    let unfit = |cause: &io::Error| Error::of_stored_copy(location, cause, DAMAGE_HINT);
+    let damaged = |cause: String| unfit(&io::Error::other(cause));
     let destination = request.destination;
     let directory = match destination.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -152,8 +152,8 @@ fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Ob
     durable::sweep_leftovers(directory, TEMPORARY_PREFIX)?;
 
     let pulse = Pulse::new();
-    let mut staged = StagedFile::create(directory, TEMPORARY_PREFIX, Mode::of_directory(directory), &pulse)?;
-    let mut decoder = codec::decode(object.body, LONGEST_SEGMENT).map_err(|error| unreadable(location, &error))?;
+    let mut staged = StagedFile::create(directory, TEMPORARY_PREFIX, durable::mode_for_file_in(directory), &pulse)?;
+    let mut decoder = codec::decode(object.body, LONGEST_SEGMENT).map_err(|error| unfit(&error))?;
     let mut hasher = blake3::Hasher::new();
     let mut head = Vec::with_capacity(LongPageHeader::LENGTH);
     let mut piece = vec![0; 256 << 10];
@@ -164,21 +164,20 @@ fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Ob
             Ok(0) => break,
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) if error.raw_os_error().is_some() => return Err(unreadable(location, &error)),
-            Err(error) => return Err(damaged(plain_cause(&error))),
+            Err(error) => return Err(unfit(&error)),
         };
         let bytes = &piece[..count];
         head.extend_from_slice(&bytes[..count.min(LongPageHeader::LENGTH - head.len())]);
         if name.is_wal() && most == LONGEST_SEGMENT && head.len() == LongPageHeader::LENGTH {
             most = LongPageHeader::parse(&head).map_err(|cause| damaged(cause.to_string()))?.segment_size.bytes();
         }
-        if staged.len() + count as u64 > most {
+        if staged.written_bytes() + count as u64 > most {
             return Err(damaged(format!("it is longer than {most} bytes")));
         }
         hasher.update(bytes);
-        staged.write_all(bytes).map_err(|error| Error::io("write file", staged.path(), &error))?;
+        staged.write_all(bytes).map_err(|error| staged.failed("write", &error))?;
     }
-    let (size, hash) = (staged.len(), Hash(hasher.finalize()));
+    let (size, hash) = (staged.written_bytes(), Hash(hasher.finalize()));
 
     if name.is_wal() {
         let segment_size = check_segment(name, request.system_identifier, &head).map_err(|cause| match cause {
@@ -202,10 +201,6 @@ fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Ob
     }
     staged.replace(destination)?;
     Ok(size)
-}
-
-fn unreadable(location: &str, error: &io::Error) -> Error {
-    Error::io("read file", Path::new(location), error)
 }
 
 /// Whether a segment is the one asked for, by its first page; answers the size it must have.

@@ -1,8 +1,9 @@
 //! A store in a directory: one file an object, published by a link that cannot replace.
 
 use super::{Attributes, Body, Listed, Meta, Object, Put, Store};
-use crate::durable::{self, Mode, Published, StagedFile};
+use crate::durable::{self, Published, StagedFile};
 use crate::error::{Error, Kind, Result};
+use crate::mode::Mode;
 use crate::pulse::Pulse;
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
@@ -101,7 +102,7 @@ impl LocalStore {
         };
         written.map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
             Some(callers) => callers.clone(),
-            None => Error::io("write file", staged.path(), &error),
+            None => staged.failed("write", &error),
         })?;
         staged.sync(Some(attributes.modified))?;
         Ok(staged)
@@ -114,10 +115,15 @@ impl LocalStore {
             return self.confirm_existing(path, directory);
         }
         let staged = self.stage(body, attributes)?;
-        let stored_size = staged.len();
+        let stored_size = staged.written_bytes();
         match staged.publish(path)? {
             Published::Created => {
-                durable::sync_directory(directory)?;
+                if let Err(error) = durable::sync_directory(directory) {
+                    // A later fsync may succeed without having written what this one could not: the next attempt
+                    // must make the entry anew.
+                    let _ = fs::remove_file(path);
+                    return Err(error);
+                }
                 self.pulse.beat();
                 Ok(Put::Created { stored_size })
             }

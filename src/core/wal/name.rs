@@ -54,10 +54,10 @@ impl SegmentName {
 
     /// The segment after it on the same timeline; nothing at the very end of the number space.
     pub fn next(self, size: SegmentSize) -> Option<Self> {
-        if self.segment + 1 < size.segments_per_log() {
-            return Some(SegmentName { segment: self.segment + 1, ..self });
+        match self.segment.checked_add(1)? {
+            segment if segment < size.segments_per_log() => Some(SegmentName { segment, ..self }),
+            _ => Some(SegmentName { log: self.log.checked_add(1)?, segment: 0, ..self }),
         }
-        Some(SegmentName { log: self.log.checked_add(1)?, segment: 0, ..self })
     }
 
     /// The same stretch of WAL on another timeline: where a promotion goes on.
@@ -271,6 +271,7 @@ mod tests {
         assert_eq!(next("000000010000000200000FFE", 1 << 20), "000000010000000200000FFF");
         assert_eq!(next("000000010000000200000003", 1 << 30), "000000010000000300000000");
         assert_eq!(segment("00000001FFFFFFFF000000FF").next(SegmentSize::DEFAULT), None);
+        assert_eq!(segment("0000000100000000FFFFFFFF").next(SegmentSize::DEFAULT), None);
     }
 
     #[test]

@@ -1,0 +1,22 @@
+-- What is refused, and in which words.
+CREATE EXTENSION archiver;
+SET archiver.storage = 'file:///elsewhere';
+LOAD 'archiver';
+SET archiver.storage = 'file:///elsewhere';
+SET archiver.compresion = 'none';
+SELECT count(*) > 9 AS has_rows FROM archiver.check(NULL);
+CREATE ROLE regress_plain;
+SET ROLE regress_plain;
+SELECT * FROM archiver.status;
+SELECT * FROM archiver.check();
+SELECT archiver.facts('000000010000000000000001', NULL);
+RESET ROLE;
+CREATE ROLE regress_monitor IN ROLE pg_monitor;
+SET ROLE regress_monitor;
+SELECT count(*) FROM archiver.status;
+SELECT archiver.facts('not a name', NULL) ->> 'lag_bytes' AS lag_bytes;
+SELECT * FROM archiver.check(probe => true);
+CREATE VIEW archiver.mine AS SELECT 1;
+RESET ROLE;
+DROP ROLE regress_monitor, regress_plain;
+DROP EXTENSION archiver;

@@ -1,0 +1,66 @@
+//! Who may see what, and a state file that speaks of another server.
+
+use crate::cluster::{Cluster, Stop, started, wait_until};
+
+#[test]
+fn only_monitors_see_the_status_and_only_superusers_probe() {
+    let cluster = started();
+    cluster.psql("CREATE EXTENSION archiver; CREATE ROLE plain LOGIN; CREATE ROLE monitor LOGIN IN ROLE pg_monitor");
+    cluster.write_segments(1);
+    cluster.drain();
+    let queries = [
+        "SELECT configured FROM archiver.status",
+        "SELECT configured FROM archiver.status()",
+        "SELECT bool_and(state <> '') FROM archiver.check()",
+        "SELECT archiver.facts(NULL, NULL) IS NOT NULL",
+    ];
+    for query in queries {
+        let refused = cluster.psql_as("plain", query).expect_err(query);
+        assert!(refused.contains("permission denied for"), "{refused}");
+        assert_eq!(cluster.psql_as("monitor", query).as_deref(), Ok("t"), "{query}");
+    }
+    let probe = "SELECT state FROM archiver.check(probe => true) WHERE name = 'probe'";
+    let refused = cluster.psql_as("monitor", probe).expect_err("only a superuser may probe");
+    assert!(refused.contains("only a superuser may check with probe => true"), "{refused}");
+    assert_eq!(cluster.psql(probe), "ok");
+    assert!(cluster.psql_as("plain", "CREATE EXTENSION archiver CASCADE").is_err());
+    assert!(cluster.psql_as("plain", "LOAD 'archiver'").is_err());
+}
+
+#[test]
+fn the_state_of_a_copied_data_directory_is_not_believed() {
+    let cluster = started();
+    cluster.psql("CREATE EXTENSION archiver");
+    cluster.write_segments(2);
+    cluster.drain();
+    assert_ne!(cluster.psql("SELECT archiver_pid FROM archiver.status"), "");
+    cluster.stop(Stop::Fast);
+    let copy = Cluster::from_copy(&cluster).started();
+    assert!(copy.data().join("pg_stat_tmp/archiver.state").exists());
+    assert_eq!(copy.psql("SELECT last_error, bytes_read, stats_since FROM archiver.status"), "||");
+    // Nor is one of an earlier start.
+    cluster.start();
+    assert_eq!(cluster.psql("SELECT bytes_read FROM archiver.status WHERE archived_count = 0"), "");
+}
+
+#[test]
+fn a_hostile_state_file_breaks_nothing() {
+    let cluster = started();
+    cluster.psql("CREATE EXTENSION archiver");
+    let state = cluster.data().join("pg_stat_tmp/archiver.state");
+    cluster.write_segments(1);
+    cluster.drain();
+    wait_until("the state is told", || state.exists());
+    // A state of this very process, but for figures that SQL cannot show.
+    let told = std::fs::read_to_string(&state).expect("read the state");
+    let beyond = told.replace("\"retries\":0", "\"retries\":18446744073709551615");
+    let nul = told.replace("\"last_error\":null", "\"last_error\":\"\\u0000\"");
+    assert!(beyond != told && nul != told, "{told}");
+    for junk in [&b""[..], b"{}", b"\xFF\xFE", b"[[[[[[", &[b'x'; 200_000], beyond.as_bytes(), nul.as_bytes()] {
+        cluster.write_file(&cluster.data().join("pg_stat_tmp/archiver.state"), junk);
+        assert_eq!(cluster.psql("SELECT configured, bytes_read FROM archiver.status"), "t|");
+    }
+    cluster.write_segments(1);
+    cluster.drain();
+    assert_ne!(cluster.psql("SELECT archiver_pid FROM archiver.status"), "");
+}
