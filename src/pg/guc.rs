@@ -3,6 +3,7 @@
 //! A check hook would make PostgreSQL go on with the default where a value is wrong; see `archiver_core::config`.
 
 use super::ffi;
+use archiver_core::archive::check_memory;
 use archiver_core::config::{Config, Setting, Settings};
 use archiver_core::server_conf::ServerConf;
 use archiver_core::{Error, Result};
@@ -45,10 +46,12 @@ pub fn settings() -> Settings {
 /// What the configuration amounts to, or what is wrong with it. The files are looked through for names that do not
 /// exist, since PostgreSQL passes over those; `data_directory` is where the server lies.
 pub fn config(data_directory: &Path) -> Result<Config> {
-    match unknown_setting(data_directory) {
-        Some(unknown) => Err(unknown),
-        None => Config::parse(&settings()),
+    if let Some(unknown) = unknown_setting(data_directory) {
+        return Err(unknown);
     }
+    let config = Config::parse(&settings())?;
+    check_memory(&config, &ffi::cluster())?;
+    Ok(config)
 }
 
 fn unknown_setting(data_directory: &Path) -> Option<Error> {

@@ -1,6 +1,6 @@
 //! The file offered: archived only where it is what its name says.
 
-use archiver_core::archive::{Desk, WalFile};
+use archiver_core::archive::{Desk, WalFile, check_memory};
 use archiver_core::codec::{self, Compression};
 use archiver_core::config::Setting;
 use archiver_core::error::Kind;
@@ -167,4 +167,15 @@ fn memory_stays_within_the_limit_however_many_workers_are_wanted() {
     assert!((1..=7).contains(&workers), "{workers}: each takes a segment and what it is encoded to");
     let site = Site::with_segments_of(1 << 30).with(Setting::Workers, "64").with(Setting::MemoryLimit, "64MB");
     assert!((1..=16).contains(&site.archive().workers_in_memory()));
+}
+
+#[test]
+fn a_level_that_does_not_fit_the_memory_limit_is_refused_by_name() {
+    let site =
+        Site::with_segments_of(16 << 20).with(Setting::MemoryLimit, "16MB").with(Setting::CompressionLevel, "19");
+    let error = check_memory(&site.config(), &site.cluster).unwrap_err();
+    assert_eq!(error.subject(), "archiver.memory_limit");
+    assert!(error.detail_text().is_some_and(|detail| detail.contains("compression_level at 19")), "{error:?}");
+    let site = site.with(Setting::CompressionLevel, "low");
+    assert!(check_memory(&site.config(), &site.cluster).is_ok());
 }

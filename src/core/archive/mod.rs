@@ -105,23 +105,10 @@ pub struct StoredFile {
 
 impl Archive {
     /// The archive that `config` names for `cluster`. Nothing is opened, written or looked at before the first file.
-    /// `marker` remembers the archive across restarts. Work beats `pulse`. Fails where the memory limit is too low for
-    /// one thread at this level and segment size.
+    /// `marker` remembers the archive across restarts. Work beats `pulse`. Fails as [`check_memory`] does.
     pub fn new(config: Config, cluster: Cluster, marker: Option<Marker>, pulse: Arc<Pulse>) -> Result<Self> {
-        let archive =
-            Archive { place: OnceCell::new(), config, cluster, marker, pulse, confirmed_identity: Mutex::default() };
-        let (needed, limit) = (archive.worker_bytes(), archive.config.memory_limit_bytes);
-        if needed <= limit {
-            return Ok(archive);
-        }
-        let value = format!("{}MB", limit >> 20);
-        let cause = format!(
-            "With archiver.compression_level at {} one thread needs {}MB for segments of {}MB",
-            archive.config.level,
-            needed.div_ceil(1 << 20),
-            cluster.segment_size.bytes() >> 20
-        );
-        Err(Error::setting("memory_limit", &value, cause).hint("Raise archiver.memory_limit or lower the level."))
+        check_memory(&config, &cluster)?;
+        Ok(Archive { place: OnceCell::new(), config, cluster, marker, pulse, confirmed_identity: Mutex::default() })
     }
 
     fn place(&self) -> Result<&Place> {
@@ -146,7 +133,7 @@ impl Archive {
         let started = Instant::now();
         let place = self.place()?;
         self.confirm_identity(place)?;
-        let source = source::read(file, &self.cluster, self.max_buffer_bytes(), &mut desk.plain, &self.pulse)?;
+        let source = source::read(file, &self.cluster, max_buffer_bytes(&self.config), &mut desk.plain, &self.pulse)?;
         let key = place.layout.wal_key(&file.name, "");
         let (stored_size, compression, modified, created) = match self.put(place, &key, file, &source, desk)? {
             Put::Created { stored_size } => (stored_size, self.compression_of(&source), source.modified, true),
@@ -198,23 +185,8 @@ impl Archive {
 
     /// How many threads can work within the memory limit.
     pub fn workers_in_memory(&self) -> usize {
-        let fitting = (self.config.memory_limit_bytes / self.worker_bytes()) as usize;
+        let fitting = (self.config.memory_limit_bytes / worker_bytes(&self.config, &self.cluster)) as usize;
         self.config.workers.min(fitting)
-    }
-
-    /// Memory of one thread: a source, a result and an encoder; for a streamed segment a few pieces instead of the two.
-    fn worker_bytes(&self) -> u64 {
-        const PIECES: u64 = 1 << 20;
-        let segment = self.cluster.segment_size.bytes();
-        let is_streamed = segment > self.max_buffer_bytes();
-        let encoder = self.config.compression.encoder_memory_bytes(self.config.level, segment, is_streamed);
-        let buffers = if is_streamed { PIECES } else { 2 * segment + PIECES };
-        buffers + encoder
-    }
-
-    /// A segment above a quarter of the limit is streamed: source and result of two would not fit otherwise.
-    fn max_buffer_bytes(&self) -> u64 {
-        self.config.memory_limit_bytes / 4
     }
 
     fn compression_of(&self, source: &Source) -> Compression {
@@ -247,9 +219,10 @@ impl Archive {
             let mut again = &source.file;
             again.rewind()?;
             let mut hashed = Hashed { inner: Beating::new(again, &self.pulse), hasher: blake3::Hasher::new() };
-            encoder.encode_stream(&mut hashed, source.plain_size, out)?;
-            let is_unchanged = Hash(hashed.hasher.finalize()) == source.raw_hash;
-            if is_unchanged { Ok(()) } else { Err(io::Error::other(changed_between_passes(file))) }
+            let encoded = encoder.encode_stream(&mut hashed, source.plain_size, out);
+            // The encoder, too, fails for a file that was cut short meanwhile.
+            let is_unchanged = source.is_unchanged()? && (encoded.is_err() || hashed.hash() == source.raw_hash);
+            if is_unchanged { encoded } else { Err(io::Error::other(changed_between_passes(file))) }
         };
         place.store.put_new(key, Body::Stream(&mut stream), &attributes)
     }
@@ -352,6 +325,37 @@ fn nobodys_archive(place: &Place) -> Error {
     .hint("Set another archiver.server_name, so that a new archive is begun beside it.")
 }
 
+/// Fails where the memory limit is too low for one thread at the configured level and the cluster's segment size.
+pub fn check_memory(config: &Config, cluster: &Cluster) -> Result<()> {
+    let (needed, limit) = (worker_bytes(config, cluster), config.memory_limit_bytes);
+    if needed <= limit {
+        return Ok(());
+    }
+    let cause = format!(
+        "With archiver.compression_level at {} one thread needs {}MB for segments of {}MB",
+        config.level,
+        needed.div_ceil(1 << 20),
+        cluster.segment_size.bytes() >> 20
+    );
+    Err(Error::setting("memory_limit", &format!("{}MB", limit >> 20), cause)
+        .hint("Raise archiver.memory_limit or lower the level."))
+}
+
+/// Memory of one thread: a source, a result and an encoder; for a streamed segment a few pieces instead of the first two.
+fn worker_bytes(config: &Config, cluster: &Cluster) -> u64 {
+    const PIECES: u64 = 1 << 20;
+    let segment = cluster.segment_size.bytes();
+    let is_streamed = segment > max_buffer_bytes(config);
+    let encoder = config.compression.encoder_memory_bytes(config.level, segment, is_streamed);
+    let buffers = if is_streamed { PIECES } else { 2 * segment + PIECES };
+    buffers + encoder
+}
+
+/// A segment above a quarter of the limit is streamed: source and result of two would not fit otherwise.
+fn max_buffer_bytes(config: &Config) -> u64 {
+    config.memory_limit_bytes / 4
+}
+
 fn changed_between_passes(file: &WalFile) -> Error {
     let path = file.path.display();
     Error::new(Kind::Source, path.to_string(), format!("file \"{path}\" changed while it was read")).retry_if(true)
@@ -361,6 +365,12 @@ fn changed_between_passes(file: &WalFile) -> Error {
 struct Hashed<R> {
     inner: R,
     hasher: blake3::Hasher,
+}
+
+impl<R> Hashed<R> {
+    fn hash(&self) -> Hash {
+        Hash(self.hasher.finalize())
+    }
 }
 
 impl<R: Read> Read for Hashed<R> {

@@ -66,6 +66,13 @@ pub struct Source {
     pub is_in_memory: bool,
 }
 
+impl Source {
+    /// Whether the file is still the one that was read.
+    pub fn is_unchanged(&self) -> io::Result<bool> {
+        self.file.metadata().map(|meta| Stamp::of(&meta) == self.stamp)
+    }
+}
+
 /// Small enough for the processor's cache, so that a piece is hashed while it is warm.
 const PIECE_BYTES: usize = 256 << 10;
 /// Labels and histories are a few hundred bytes.
@@ -124,11 +131,7 @@ pub fn read(
     };
     check_content(file, cluster, &plain)?;
 
-    let now = opened.metadata().map_err(|error| failed("stat file", &error))?;
-    if Stamp::of(&now) != stamp {
-        return Err(unfit(file, "it changed while it was read").retry_if(true));
-    }
-    Ok(Source {
+    let source = Source {
         modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
         file: opened,
         stamp,
@@ -137,7 +140,11 @@ pub fn read(
         raw_hash,
         compression,
         is_in_memory,
-    })
+    };
+    if !source.is_unchanged().map_err(|error| failed("stat file", &error))? {
+        return Err(unfit(file, "it changed while it was read").retry_if(true));
+    }
+    Ok(source)
 }
 
 /// What one pass over a file's bytes tells.
