@@ -71,14 +71,6 @@ impl Compression {
         Self::ALL.map(Compression::name).join(", ")
     }
 
-    /// What cloud storage appends to a name; local storage appends nothing.
-    pub fn suffix(self) -> &'static str {
-        match self {
-            Compression::None => "",
-            Compression::Zstd => ".zst",
-        }
-    }
-
     fn magic(self) -> &'static [u8] {
         match self {
             Compression::None => &[],
