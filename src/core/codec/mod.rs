@@ -6,7 +6,7 @@ mod zstd;
 use std::fmt;
 use std::io::{self, BufReader, Read, Write};
 
-/// A compression format. Names, magic numbers and file suffixes are Barman's.
+/// A compression format. Names and magic numbers are Barman's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compression {
     /// Stored as it is.
