@@ -78,6 +78,7 @@ pub struct Catalogue {
 #[derive(Default)]
 struct Seen {
     file: Option<(u64, u64)>,
+    /// Where the last whole line ended.
     length: u64,
     recent: HashSet<WalName>,
     order: VecDeque<WalName>,
@@ -204,7 +205,8 @@ impl Catalogue {
         });
         read.map_err(|error| self.failed("read file", &error))?;
         seen.file = identity;
-        seen.length = meta.len();
+        // Not beyond the last whole line: another process may cut a torn one and append its own in its place.
+        seen.length = end_of_last_line(file, meta.len()).map_err(|error| self.failed("read file", &error))?;
         Ok(is_known_file)
     }
 
@@ -218,9 +220,9 @@ impl Catalogue {
         Ok(found)
     }
 
-    /// Writes `text` behind the last whole line of a file of `length` bytes, durably; answers the new length.
-    fn append(&self, file: &mut File, text: &str, length: u64) -> Result<u64> {
-        let end = end_of_last_line(file, length).map_err(|error| self.failed("read file", &error))?;
+    /// Writes `text` at `end`, behind the last whole line, durably; answers the new end. A torn line there is cut.
+    fn append(&self, file: &mut File, text: &str, end: u64) -> Result<u64> {
+        let length = file.metadata().map_err(|error| self.failed("stat file", &error))?.len();
         if end < length {
             file.set_len(end).map_err(|error| self.failed("truncate file", &error))?;
         }
@@ -400,6 +402,20 @@ mod tests {
         fs::write(fixture.path(), "0000000100").unwrap();
         fixture.open().record(&[line(7, false)]).unwrap();
         assert_eq!(fixture.names(), ["000000010000000000000007"]);
+    }
+
+    #[test]
+    fn a_line_appended_where_another_process_cut_a_torn_one_is_seen() {
+        let fixture = Fixture::new();
+        fixture.open().record(&[line(1, true)]).unwrap();
+        let mut torn = fs::read(fixture.path()).unwrap();
+        torn.extend_from_slice(b"0000000100000000000000");
+        fs::write(fixture.path(), torn).unwrap();
+        let (ours, theirs) = (fixture.open(), fixture.open());
+        ours.catch_up().unwrap();
+        theirs.record(&[line(2, false)]).unwrap();
+        ours.record(&[line(2, true)]).unwrap();
+        assert_eq!(fixture.names().len(), 2);
     }
 
     #[test]
