@@ -118,12 +118,8 @@ impl LocalStore {
         let stored_size = staged.written_bytes();
         match staged.publish(path)? {
             Published::Created => {
-                if let Err(error) = durable::sync_directory(directory) {
-                    // A later fsync may succeed without having written what this one could not: the next attempt
-                    // must make the entry anew.
-                    let _ = fs::remove_file(path);
-                    return Err(error);
-                }
+                // Where this fails the file stays: another server may have found it, and been told that it is stored.
+                durable::sync_directory(directory)?;
                 self.pulse.beat();
                 Ok(Put::Created { stored_size })
             }
