@@ -51,18 +51,18 @@ pub fn inode_of(path: &Path) -> u64 {
 const MOST_CALLS: usize = 2;
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 
-/// One of the few places; given back by whoever ends last, caller or thread.
-struct Place;
+/// The permission to run one of those threads; it goes with the thread and ends with its work.
+struct Permit;
 
-impl Place {
+impl Permit {
     fn take() -> Option<Self> {
         let counted =
             CALLS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |calls| (calls < MOST_CALLS).then_some(calls + 1));
-        counted.is_ok().then_some(Place)
+        counted.is_ok().then_some(Permit)
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         CALLS.fetch_sub(1, Ordering::Relaxed);
     }
@@ -72,16 +72,17 @@ impl Drop for Place {
 /// statement_timeout or a termination ends the wait by raising. A thread that hangs is left behind and touches
 /// nothing of PostgreSQL's.
 pub fn run<T: Send + 'static>(patience: Duration, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    let Some(place) = Place::take() else {
+    let Some(permit) = Permit::take() else {
         return Err(Error::new(Kind::Storage, "storage", "earlier calls of this session still hang in the storage"));
     };
     let (wake_up, waker) = wake_up_pair()?;
     let (sender, receiver) = mpsc::channel();
     let spawned = with_signals_blocked(|| {
         std::thread::Builder::new().name("archiver call".into()).spawn(move || {
+            let result = work();
+            drop(permit);
             // The caller may have given up.
-            let _ = sender.send(work());
-            drop(place);
+            let _ = sender.send(result);
             wake(&waker);
         })
     });
