@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::identity::foreign_archive;
+use crate::identity::{Cluster, Marker, foreign_archive, vanished_archive};
 use crate::owner::Owner;
 use crate::place::{Place, Records};
 use crate::pulse::Pulse;
@@ -84,15 +84,14 @@ impl Row {
 /// Below this share of free space a file system is called nearly full.
 const FEW_FREE_PERCENT: u64 = 5;
 
-/// Judges the storage that `config` names, without writing to it, for the cluster with that system identifier.
-/// `data_directory` is where the cluster lies, to be compared with where its archive does.
-pub fn check_storage(config: &Config, system_identifier: u64, data_directory: &Path) -> Vec<Row> {
+/// Judges the storage that `config` names, without writing to it, for the cluster that lies in `data_directory`.
+pub fn check_storage(config: &Config, cluster: &Cluster, data_directory: &Path) -> Vec<Row> {
     let place = match Place::open(&config.destination, &Arc::new(Pulse::new())) {
         Ok(place) => place,
         Err(error) => return vec![Row::of_error("storage", &error)],
     };
     let mut rows = vec![Row::ok("storage", place.location())];
-    rows.push(Row::of("identity", identity(&place, system_identifier)));
+    rows.push(Row::of("identity", identity(&place, cluster, data_directory)));
     if let Some(records) = &place.records {
         rows.push(writable(&place, records));
         rows.push(Row::of("free space", free_space(records)));
@@ -103,16 +102,16 @@ pub fn check_storage(config: &Config, system_identifier: u64, data_directory: &P
 }
 
 /// Writes an object, reads it back and removes it. Not into another cluster's archive, nor where none was begun.
-pub fn probe_storage(config: &Config, system_identifier: u64) -> Row {
+pub fn probe_storage(config: &Config, cluster: &Cluster, data_directory: &Path) -> Row {
     let name = "probe";
     let probed = || -> Result<Row> {
         let place = Place::open(&config.destination, &Arc::new(Pulse::new()))?;
-        let judged = identity(&place, system_identifier)?;
+        let judged = identity(&place, cluster, data_directory)?;
         if judged.verdict != Verdict::Ok {
             return Ok(Row { name, ..judged });
         }
         let key = place.layout.probe_key(&Owner::current().unique_name());
-        let content = format!("written by archiver.check(probe => true) for {system_identifier}\n");
+        let content = format!("written by archiver.check(probe => true) for {}\n", cluster.system_identifier);
         let attributes = Attributes { modified: SystemTime::now() };
         place.store.put_new(&key, Body::Bytes(content.as_bytes()), &attributes)?;
         let mut read = String::new();
@@ -137,8 +136,9 @@ pub fn probe_storage(config: &Config, system_identifier: u64) -> Row {
     Row::of(name, probed())
 }
 
-fn identity(place: &Place, system_identifier: u64) -> Result<Row> {
-    let name = "identity";
+fn identity(place: &Place, cluster: &Cluster, data_directory: &Path) -> Result<Row> {
+    let (name, system_identifier) = ("identity", cluster.system_identifier);
+    let marker = Marker::of_data_directory(data_directory);
     Ok(match place.identity()? {
         Some((identity, _)) if identity.names(system_identifier) => {
             Row::ok(name, format!("system identifier {system_identifier}"))
@@ -146,10 +146,13 @@ fn identity(place: &Place, system_identifier: u64) -> Result<Row> {
         Some((identity, _)) => {
             Row::of_error(name, &foreign_archive(&place.location(), identity.system_identifier(), system_identifier))
         }
+        None if marker.remembers(cluster, &place.real_location())? => {
+            Row::of_error(name, &vanished_archive(&place.location(), Some(marker.path())))
+        }
         None => Row::warning(
             name,
             format!("no archive at \"{}\" yet", place.location()),
-            "It is begun with the first WAL file. If there was one before: is the file system mounted?",
+            "It is begun with the first WAL file. Is the file system mounted?",
         ),
     })
 }

@@ -109,6 +109,12 @@ struct Established {
 }
 
 impl Marker {
+    /// The marker of the server with that data directory. Copies of the directory carry it: a promoted standby must
+    /// not begin an archive anew either.
+    pub fn of_data_directory(data_directory: &Path) -> Self {
+        Marker::new(data_directory.join("archiver.established"))
+    }
+
     /// The marker kept at `path`.
     pub fn new(path: PathBuf) -> Self {
         Marker { path }

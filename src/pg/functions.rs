@@ -7,11 +7,13 @@ use super::{ffi, guc, off_thread};
 use archiver_core::archive::waiting_files;
 use archiver_core::check::{self, Row};
 use archiver_core::config::{Config, Setting};
+use archiver_core::identity::Cluster;
 use archiver_core::state::State;
 use archiver_core::wal::WalName;
 use archiver_core::{Error, Kind};
 use pgrx::prelude::*;
 use serde::Serialize;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 /// How long one check that reaches the storage may take.
@@ -152,6 +154,11 @@ struct ServerFacts {
 }
 
 impl ServerFacts {
+    /// Whether this is a standby that archives nothing before it is promoted.
+    fn waits_for_promotion(&self) -> bool {
+        self.archive_mode == "on" && ffi::is_in_recovery()
+    }
+
     fn read() -> Result<Self, pgrx::spi::Error> {
         Spi::connect(|client| {
             let row = client
@@ -181,12 +188,13 @@ impl ServerFacts {
     }
 }
 
+const AT_PROMOTION: &str = "archiving starts at promotion";
 const NO_WAL_HINT: &str = "SELECT pg_switch_wal() makes one as soon as anything was written.";
 
 fn archive_mode(facts: &ServerFacts) -> Row {
     let name = "archive_mode";
     match facts.archive_mode.as_str() {
-        "on" if ffi::is_in_recovery() => Row::ok(name, "on; this is a standby: archiving starts at promotion"),
+        "on" if facts.waits_for_promotion() => Row::ok(name, format!("on; this is a standby: {AT_PROMOTION}")),
         mode @ ("on" | "always") => Row::ok(name, mode),
         mode => Row::failed(name, mode, "Set archive_mode = on in postgresql.conf and restart the server."),
     }
@@ -213,8 +221,8 @@ fn archive_command(facts: &ServerFacts) -> Row {
         "" | "(disabled)" => Row::ok(name, "not set"),
         _ => Row::failed(
             name,
-            "set beside archive_library",
-            "PostgreSQL 15 ignores it and later versions refuse to archive: reset archive_command.",
+            "set",
+            "Beside archive_library, PostgreSQL 15 ignores it and later versions refuse to archive: reset it.",
         ),
     }
 }
@@ -245,6 +253,7 @@ fn continuous_archiving(facts: &ServerFacts) -> Row {
                 .and_then(|state| state.last_error)
                 .unwrap_or_else(|| "The server log says why.".into()),
         ),
+        _ if facts.waits_for_promotion() => Row::ok(name, AT_PROMOTION),
         _ if facts.archived_count == 0 => Row::warning(name, "nothing was archived yet", NO_WAL_HINT),
         _ => Row::ok(name, format!("{} files archived", facts.archived_count)),
     }
@@ -254,6 +263,7 @@ fn last_archived(facts: &ServerFacts) -> Row {
     let name = "last archived WAL";
     match (&facts.last_archived_wal, facts.seconds_since_archived) {
         (Some(wal), Some(seconds)) => Row::ok(name, format!("{wal}, {seconds:.0} s ago")),
+        _ if facts.waits_for_promotion() => Row::ok(name, AT_PROMOTION),
         _ => Row::warning(name, "none", NO_WAL_HINT),
     }
 }
@@ -272,17 +282,16 @@ fn waiting() -> Row {
 }
 
 fn storage_rows(config: &Config, is_probe: bool) -> Vec<Row> {
-    let system_identifier = ffi::cluster().system_identifier;
-    let data_directory = ffi::data_directory();
-    let off_thread = |name, work: Box<dyn FnOnce(Config) -> Vec<Row> + Send>| {
-        let config = config.clone();
-        off_thread::run(CHECK_PATIENCE, move || work(config)).unwrap_or_else(|error| vec![Row::of_error(name, &error)])
+    let off_thread = |name, work: fn(&Config, &Cluster, &Path) -> Vec<Row>| {
+        let (config, cluster, data_directory) = (config.clone(), ffi::cluster(), ffi::data_directory());
+        off_thread::run(CHECK_PATIENCE, move || work(&config, &cluster, &data_directory))
+            .unwrap_or_else(|error| vec![Row::of_error(name, &error)])
     };
-    let look = move |config: Config| check::check_storage(&config, system_identifier, &data_directory);
-    let mut rows = off_thread("storage", Box::new(look));
+    let mut rows = off_thread("storage", check::check_storage);
     if is_probe {
-        let probe = move |config: Config| vec![check::probe_storage(&config, system_identifier)];
-        rows.extend(off_thread("probe", Box::new(probe)));
+        rows.extend(off_thread("probe", |config, cluster, directory| {
+            vec![check::probe_storage(config, cluster, directory)]
+        }));
     }
     rows
 }

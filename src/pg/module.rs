@@ -24,8 +24,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Below the data directory, which is the archiver's working directory. pg_basebackup and pg_rewind leave pg_stat_tmp out.
 pub const STATE_FILE: &str = "pg_stat_tmp/archiver.state";
-/// Unlike the state, copies of the data directory carry it: a promoted standby must not begin an archive anew either.
-const MARKER_FILE: &str = "archiver.established";
 const ARCHIVE_STATUS: &str = "pg_wal/archive_status";
 /// The postmaster writes its state into the eighth line (miscinit.c, `LOCK_FILE_LINE_PM_STATUS`).
 const POSTMASTER_STATUS: (&str, usize) = ("postmaster.pid", 7);
@@ -111,7 +109,7 @@ impl Module {
             return;
         }
         let archive = config.clone().and_then(|config| {
-            let marker = Marker::new(PathBuf::from(MARKER_FILE));
+            let marker = Marker::of_data_directory(Path::new("."));
             Archive::new(config, ffi::cluster(), Some(marker), Arc::clone(&self.pulse))
         });
         match archive {

@@ -135,4 +135,8 @@ fn a_standby_that_archives_from_promotion_on_is_told_so() {
     wait_for_replay(&standby, &primary);
     let row = standby.psql("SELECT state, detail FROM archiver.check() WHERE name = 'archive_mode'");
     assert_eq!(row, "ok|on; this is a standby: archiving starts at promotion");
+    // Nothing archived yet is as it should be, and a switch of WAL is not to be had here.
+    let rows = "SELECT DISTINCT state, detail FROM archiver.check() \
+                WHERE name IN ('continuous archiving', 'last archived WAL')";
+    assert_eq!(standby.psql(rows), "ok|archiving starts at promotion");
 }

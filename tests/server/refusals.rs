@@ -146,6 +146,10 @@ fn an_unmounted_archive_is_refused_also_after_a_restart() {
 
     unmount();
     cluster.restart();
+    cluster.psql("CREATE EXTENSION IF NOT EXISTS archiver");
+    // Told before any file fails for it.
+    let identity = "SELECT state, detail LIKE '%has vanished%' FROM archiver.check() WHERE name = 'identity'";
+    assert_eq!(cluster.psql(identity), "failed|t");
     refused_until_mended(&cluster, "has vanished", hint, || {}, remount);
     assert_complete(&cluster);
 }
