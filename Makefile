@@ -13,12 +13,13 @@ server_packages := postgresql-15 postgresql-server-dev-15
 # pgrx-tests changes to the OS user postgres by sudo, which root may lack.
 test_packages   := strace $(if $(filter 0,$(shell id -u)),sudo)
 
-.PHONY: help install demo test test-core test-pg test-server lint
+.PHONY: help install demo test test-core test-interop test-pg test-server lint
 
 help:
 	echo 'make install PG_CONFIG=... [PREFIX=/usr/local]   build and install the extension and the program'
 	echo 'make demo [KEEP=1]                               archive, lose a table, restore, compare; in a throw-away cluster'
 	echo 'make test | test-core | test-pg | test-server    every test | without a server | inside backends | real clusters'
+	echo 'make test-interop                                those with the real Barman'
 	echo 'make lint                                        format, clippy, licences, shell scripts'
 
 install:
@@ -36,12 +37,17 @@ demo:
 	scripts/install.sh $$bindir/pg_config $$bindir --release
 	scripts/demo.sh $$bindir
 
-test: test-core test-pg test-server
+test: test-core test-interop test-pg test-server
 
 test-core:
 	scripts/requirements.sh $(build_packages)
 	cargo test -p archiver_core -p archiver_cli
 	cargo test -p archiver_tests --test storage --test archive
+
+test-interop:
+	scripts/requirements.sh $(build_packages)
+	bindir=$$(scripts/barman.sh)
+	ARCHIVER_TEST_BARMAN=$$bindir cargo test -p archiver_tests --test interop
 
 test-pg:
 	scripts/requirements.sh $(build_packages) $(server_packages) $(test_packages)

@@ -1,5 +1,6 @@
 //! What can be judged of an archive from outside: the rows of `check()` that concern the storage.
 
+use crate::codec::Compression;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::identity::{Cluster, Marker, foreign_archive, vanished_archive};
@@ -83,6 +84,19 @@ impl Row {
 
 /// Below this share of free space a file system is called nearly full.
 const FEW_FREE_PERCENT: u64 = 5;
+
+/// How files are compressed; says so where the level that was set changes nothing.
+pub fn compression(config: &Config) -> Row {
+    let (name, format) = ("compression", config.compression.name());
+    Row::ok(
+        name,
+        match config.compression {
+            Compression::None => format.to_string(),
+            one if one.has_one_speed() => format!("{format}, which has one speed: compression_level changes nothing"),
+            _ => format!("{format}, level {}", config.level),
+        },
+    )
+}
 
 /// Judges the storage that `config` names, without writing to it, for the cluster that lies in `data_directory`.
 pub fn check_storage(config: &Config, cluster: &Cluster, data_directory: &Path) -> Vec<Row> {

@@ -71,18 +71,11 @@ impl Error {
         }
     }
 
-    /// A stored copy that could not be read back: the storage's trouble, a format that is not known, or damage, for which
+    /// A stored copy that could not be read back: the storage's trouble, or damage, for which
     /// `hint` says what to do.
     pub fn of_stored_copy(location: &str, cause: &io::Error, hint: &str) -> Self {
         if cause.raw_os_error().is_some() {
             return Error::io("read file", Path::new(location), cause);
-        }
-        if cause.kind() == io::ErrorKind::Unsupported {
-            return Error::new(
-                Kind::Storage,
-                location,
-                format!("could not read the archived copy \"{location}\": {cause}"),
-            );
         }
         Error::new(Kind::Damaged, location, format!("the archived copy \"{location}\" is damaged: {cause}")).hint(hint)
     }

@@ -331,6 +331,7 @@ fn check(
     match guc::config(&ffi::data_directory()) {
         Ok(config) => {
             rows.push(Row::ok("settings", "all known and valid"));
+            rows.push(check::compression(&config));
             rows.extend(storage_rows(&config, is_probe));
         }
         Err(error) => rows.push(Row::of_error("settings", &error)),

@@ -12,7 +12,7 @@ pub use read_ahead::waiting_files;
 pub use source::{Stamp, WalFile};
 
 use crate::catalogue::{Entry, NewLine};
-use crate::codec::{Compression, Encoder};
+use crate::codec::{self, Compression, Encoder};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result, plain_cause};
 use crate::identity::{Cluster, Identity, Marker, foreign_archive, vanished_archive};
@@ -310,7 +310,7 @@ impl Archive {
 fn owner_of_segment(place: &Place, key: &str) -> Result<Option<u64>> {
     let Some(object) = place.store.get(key)? else { return Ok(None) };
     let mut head = [0; LongPageHeader::LENGTH];
-    let read = crate::codec::decode(object.body, u64::MAX).and_then(|mut decoder| decoder.plain.read_exact(&mut head));
+    let read = codec::decode(object.body, u64::MAX).and_then(|mut decoder| decoder.plain.read_exact(&mut head));
     Ok(read.ok().and_then(|()| LongPageHeader::parse(&head).ok()).map(|header| header.system_identifier))
 }
 
@@ -347,7 +347,7 @@ fn worker_bytes(config: &Config, cluster: &Cluster) -> u64 {
     let segment = cluster.segment_size.bytes();
     let is_streamed = segment > max_buffer_bytes(config);
     let encoder = config.compression.encoder_memory_bytes(config.level, segment, is_streamed);
-    let buffers = if is_streamed { PIECES } else { 2 * segment + PIECES };
+    let buffers = if is_streamed { PIECES } else { segment + codec::most_encoded_bytes(segment) + PIECES };
     buffers + encoder
 }
 

@@ -94,8 +94,8 @@ pub fn read(
     }
     let stamp = Stamp::of(&meta);
     let limit = size_limit(&file.name, cluster);
-    // Compressing can make a file a little longer, never by this much: a longer one is not worth reading.
-    if meta.len() > limit + limit / 64 + (64 << 10) {
+    // It may be compressed already; a longer one is not worth reading.
+    if meta.len() > codec::most_encoded_bytes(limit) {
         return Err(unfit(file, &format!("it is {} bytes long", meta.len())));
     }
     let is_in_memory = meta.len() <= max_buffer_bytes;

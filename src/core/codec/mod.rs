@@ -1,6 +1,11 @@
 //! Compression in memory: the formats, their levels as Barman numbers them, and how to recognise them.
 
 mod bounded;
+mod bzip2;
+mod gzip;
+mod lz4;
+mod snappy;
+mod xz;
 mod zstd;
 
 use std::fmt;
@@ -11,8 +16,18 @@ use std::io::{self, BufReader, Read, Write};
 pub enum Compression {
     /// Stored as it is.
     None,
+    /// Gzip members (RFC 1952).
+    Gzip,
+    /// Bzip2 streams.
+    Bzip2,
+    /// Xz streams.
+    Xz,
     /// Zstandard frames (RFC 8878).
     Zstd,
+    /// LZ4 frames.
+    Lz4,
+    /// Snappy in its framing format.
+    Snappy,
 }
 
 /// Why a compression level is refused.
@@ -48,7 +63,15 @@ struct Levels {
 
 impl Compression {
     /// Every format this build has.
-    pub const ALL: [Compression; 2] = [Compression::None, Compression::Zstd];
+    pub const ALL: [Compression; 7] = [
+        Compression::None,
+        Compression::Gzip,
+        Compression::Bzip2,
+        Compression::Xz,
+        Compression::Zstd,
+        Compression::Lz4,
+        Compression::Snappy,
+    ];
 
     /// How many first bytes [`Compression::detect`] wants to see.
     pub const MAGIC_LENGTH: usize = 10;
@@ -57,7 +80,12 @@ impl Compression {
     pub fn name(self) -> &'static str {
         match self {
             Compression::None => "none",
+            Compression::Gzip => "gzip",
+            Compression::Bzip2 => "bzip2",
+            Compression::Xz => "xz",
             Compression::Zstd => "zstd",
+            Compression::Lz4 => "lz4",
+            Compression::Snappy => "snappy",
         }
     }
 
@@ -74,15 +102,30 @@ impl Compression {
     fn magic(self) -> &'static [u8] {
         match self {
             Compression::None => &[],
+            Compression::Gzip => &[0x1F, 0x8B, 0x08],
+            Compression::Bzip2 => b"BZh",
+            Compression::Xz => b"\xFD7zXZ\0",
             Compression::Zstd => &[0x28, 0xB5, 0x2F, 0xFD],
+            Compression::Lz4 => &[0x04, 0x22, 0x4D, 0x18],
+            Compression::Snappy => b"\xFF\x06\0\0sNaPpY",
         }
     }
 
     fn levels(self) -> Option<Levels> {
-        match self {
-            Compression::None => None,
-            Compression::Zstd => Some(Levels { min: -22, max: 22, low: 1, medium: 4, high: 9 }),
-        }
+        let (min, max, [low, medium, high]) = match self {
+            Compression::None | Compression::Snappy => return None,
+            Compression::Gzip => (1, 9, [1, 6, 9]),
+            Compression::Bzip2 => (1, 9, [1, 5, 9]),
+            Compression::Xz => (1, 9, [1, 3, 5]),
+            Compression::Zstd => (-22, 22, [1, 4, 9]),
+            Compression::Lz4 => (0, 16, [0, 6, 10]),
+        };
+        Some(Levels { min, max, low, medium, high })
+    }
+
+    /// Whether the level changes nothing: it is accepted as Barman accepts it, and the encoder has one speed.
+    pub fn has_one_speed(self) -> bool {
+        matches!(self, Compression::None | Compression::Lz4 | Compression::Snappy)
     }
 
     /// Recognises a compressed file by its first bytes; `None` means none of the formats above.
@@ -116,47 +159,68 @@ impl Compression {
     pub fn encoder_memory_bytes(self, level: i32, plain_size: u64, is_streamed: bool) -> u64 {
         match self {
             Compression::None => 0,
+            Compression::Gzip => gzip::ENCODER_MEMORY_BYTES,
+            Compression::Bzip2 => bzip2::encoder_memory_bytes(level),
+            Compression::Xz => xz::encoder_memory_bytes(level),
+            Compression::Lz4 => lz4::ENCODER_MEMORY_BYTES,
+            Compression::Snappy => snappy::ENCODER_MEMORY_BYTES,
             Compression::Zstd => zstd::encoder_memory_bytes(level, plain_size, is_streamed),
         }
     }
 }
 
-/// Compresses one file after another at one level, keeping its memory between files.
-pub enum Encoder {
-    /// Copies.
-    None,
-    /// Zstandard with a kept context.
-    Zstd(zstd::Encoder),
+/// The most bytes that compressing `plain_size` bytes gives, in any format: what cannot be compressed grows, by at most
+/// an eighth (gzip at level 1 codes each byte in eight or nine bits, whatever it meets), and has headers.
+pub fn most_encoded_bytes(plain_size: u64) -> u64 {
+    plain_size + plain_size / 8 + (64 << 10)
+}
+
+/// Writes all plain bytes into an encoder.
+type Feed<'a> = &'a mut dyn FnMut(&mut dyn Write) -> io::Result<()>;
+
+/// Compresses one file after another at one level.
+pub struct Encoder {
+    compression: Compression,
+    level: i32,
+    /// Zstandard's memory, kept between files; the others get theirs anew for each.
+    zstd: Option<zstd::Encoder>,
 }
 
 impl Encoder {
     /// An encoder for that format; `level` is what [`Compression::level`] answered.
     pub fn new(compression: Compression, level: i32) -> io::Result<Self> {
-        match compression {
-            Compression::None => Ok(Encoder::None),
-            Compression::Zstd => zstd::Encoder::new(level).map(Encoder::Zstd),
-        }
+        let zstd = (compression == Compression::Zstd).then(|| zstd::Encoder::new(level)).transpose()?;
+        Ok(Encoder { compression, level, zstd })
     }
 
     /// Compresses `plain` whole into `encoded`, whose old content is dropped and whose memory is reused.
-    /// Fails where memory is refused, never aborts.
+    /// Fails where memory for the result is refused, never aborts.
     pub fn encode(&mut self, plain: &[u8], encoded: &mut Vec<u8>) -> io::Result<()> {
         encoded.clear();
-        match self {
-            Encoder::None => {
-                encoded.try_reserve_exact(plain.len())?;
-                encoded.extend_from_slice(plain);
-                Ok(())
-            }
-            Encoder::Zstd(encoder) => encoder.encode(plain, encoded),
+        if let Some(zstd) = &mut self.zstd {
+            return zstd.encode(plain, encoded);
         }
+        let most = usize::try_from(most_encoded_bytes(plain.len() as u64)).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        encoded.try_reserve_exact(most)?;
+        self.encode_fed(plain.len() as u64, &mut |encoder| encoder.write_all(plain), encoded)
     }
 
     /// Compresses all of `plain` (`plain_size` bytes) into `encoded`, piece by piece.
     pub fn encode_stream(&mut self, plain: &mut dyn Read, plain_size: u64, encoded: &mut dyn Write) -> io::Result<()> {
-        match self {
-            Encoder::None => io::copy(plain, encoded).map(drop),
-            Encoder::Zstd(encoder) => encoder.encode_stream(plain, plain_size, encoded),
+        match &mut self.zstd {
+            Some(zstd) => zstd.encode_stream(plain, plain_size, encoded),
+            None => self.encode_fed(plain_size, &mut |encoder| io::copy(plain, encoder).map(drop), encoded),
+        }
+    }
+
+    fn encode_fed(&mut self, plain_size: u64, feed: Feed<'_>, encoded: &mut dyn Write) -> io::Result<()> {
+        match self.compression {
+            Compression::None | Compression::Zstd => feed(encoded),
+            Compression::Gzip => gzip::encode(self.level, feed, encoded),
+            Compression::Bzip2 => bzip2::encode(self.level, feed, encoded),
+            Compression::Xz => xz::encode(self.level, feed, encoded),
+            Compression::Lz4 => lz4::encode(plain_size, feed, encoded),
+            Compression::Snappy => snappy::encode(feed, encoded),
         }
     }
 }
@@ -169,30 +233,21 @@ pub struct Decoder<'a> {
     pub plain: Box<dyn Read + 'a>,
 }
 
-/// Formats that Barman may have stored and this build does not have: files in them are whole, and not ours to judge.
-const UNREADABLE: [(&str, &[u8]); 5] = [
-    ("gzip", &[0x1F, 0x8B, 0x08]),
-    ("bzip2", &[0x42, 0x5A, 0x68]),
-    ("xz", &[0xFD, 0x37, 0x7A, 0x58, 0x5A, 0x00]),
-    ("lz4", &[0x04, 0x22, 0x4D, 0x18]),
-    ("snappy", &[0xFF, 0x06, 0x00, 0x00, 0x73, 0x4E, 0x61, 0x50, 0x70, 0x59]),
-];
-
 /// Reads `stored` back, recognising the format by its magic. Concatenated frames read as one file.
-/// More than `max_plain_size` bytes of plain content are an error: a few kilobytes can unfold to terabytes. A format that
-/// this build does not have fails with [`io::ErrorKind::Unsupported`].
+/// More than `max_plain_size` bytes of plain content are an error: a few kilobytes can unfold to terabytes.
 pub fn decode<'a>(mut stored: impl Read + 'a, max_plain_size: u64) -> io::Result<Decoder<'a>> {
     let mut first_bytes = Vec::with_capacity(Compression::MAGIC_LENGTH);
     (&mut stored).take(Compression::MAGIC_LENGTH as u64).read_to_end(&mut first_bytes)?;
-    if let Some((name, _)) = UNREADABLE.iter().find(|(_, magic)| first_bytes.starts_with(magic)) {
-        let cause = format!("it is compressed with {name}, which this build cannot read");
-        return Err(io::Error::new(io::ErrorKind::Unsupported, cause));
-    }
     let compression = Compression::detect(&first_bytes).unwrap_or(Compression::None);
-    let whole = io::Cursor::new(first_bytes).chain(stored);
+    let whole = BufReader::with_capacity(128 << 10, io::Cursor::new(first_bytes).chain(stored));
     let plain: Box<dyn Read + 'a> = match compression {
         Compression::None => Box::new(whole),
-        Compression::Zstd => Box::new(zstd::decoder(BufReader::with_capacity(128 << 10, whole))?),
+        Compression::Gzip => Box::new(gzip::decoder(whole)),
+        Compression::Bzip2 => Box::new(bzip2::decoder(whole)),
+        Compression::Xz => Box::new(xz::decoder(whole)?),
+        Compression::Zstd => Box::new(zstd::decoder(whole)?),
+        Compression::Lz4 => Box::new(lz4::decoder(whole)),
+        Compression::Snappy => Box::new(snappy::decoder(whole)),
     };
     Ok(Decoder { compression, plain: Box::new(bounded::Bounded::new(plain, max_plain_size)) })
 }
@@ -260,33 +315,72 @@ mod tests {
     }
 
     #[test]
-    fn a_format_that_this_build_lacks_is_named_and_not_taken_for_plain() {
-        let error = decoded(&[0x1F, 0x8B, 0x08, 0, 0, 0, 0, 0], 100).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
-        assert_eq!(error.to_string(), "it is compressed with gzip, which this build cannot read");
+    fn a_damaged_or_shortened_file_is_found_in_every_format() {
+        let plain = wal_like(1 << 20);
+        for compression in Compression::ALL.into_iter().filter(|compression| *compression != Compression::None) {
+            let stored = encoded(compression, compression.level("low").unwrap(), &plain);
+            for at in [stored.len() / 3, stored.len() / 2, stored.len() - 9] {
+                let mut damaged = stored.clone();
+                damaged[at] ^= 1;
+                assert!(decoded(&damaged, 1 << 20).is_err(), "{} damaged at {at}", compression.name());
+            }
+            // Snappy has no mark at its end: there the size, which is known of a segment, tells.
+            let ends = if compression == Compression::Snappy { 0..0 } else { 1..12 };
+            for missing in ends.chain([stored.len() / 2, stored.len() - 12]) {
+                let found = decoded(&stored[..stored.len() - missing], 1 << 20);
+                assert!(found.is_err(), "{} without its last {missing} bytes", compression.name());
+            }
+        }
     }
 
     #[test]
-    fn a_damaged_zstd_file_is_found_by_its_checksum() {
-        let mut stored = encoded(Compression::Zstd, 1, &wal_like(1 << 20));
-        let last = stored.len() - 1;
-        stored[last] ^= 1;
-        assert!(decoded(&stored, 1 << 20).is_err());
-        stored.truncate(last - 1000);
-        assert!(decoded(&stored, 1 << 20).is_err());
+    fn what_cannot_be_compressed_grows_by_little_in_every_format() {
+        let mut state = 1u64;
+        let noise: Vec<u8> = (0..2 << 20)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 56) as u8
+            })
+            .collect();
+        for compression in Compression::ALL {
+            for plain in [&noise[..], &noise[..1], &[]] {
+                let stored = encoded(compression, compression.level("low").unwrap(), plain);
+                assert!(stored.len() as u64 <= most_encoded_bytes(plain.len() as u64), "{}", compression.name());
+                assert!(decoded(&stored, 2 << 20).unwrap().1 == plain, "{}", compression.name());
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_content_gives_the_same_bytes() {
+        let plain = wal_like(100_000);
+        for compression in Compression::ALL {
+            assert!(encoded(compression, 1, &plain) == encoded(compression, 1, &plain), "{}", compression.name());
+        }
     }
 
     #[test]
     fn levels_are_barmans_and_a_wrong_one_names_the_range() {
-        let zstd = Compression::Zstd;
-        assert_eq!([zstd.level("low"), zstd.level("medium"), zstd.level("high")], [Ok(1), Ok(4), Ok(9)]);
-        assert_eq!([zstd.level("-22"), zstd.level("22")], [Ok(-22), Ok(22)]);
-        for wrong in ["23", "-23", "fast", "", "1.5"] {
-            let message = zstd.level(wrong).unwrap_err().to_string();
-            assert_eq!(message, "The levels of zstd are low, medium, high and the numbers from -22 to 22");
+        for (compression, named, [least, most]) in [
+            (Compression::Gzip, [1, 6, 9], [1, 9]),
+            (Compression::Bzip2, [1, 5, 9], [1, 9]),
+            (Compression::Xz, [1, 3, 5], [1, 9]),
+            (Compression::Zstd, [1, 4, 9], [-22, 22]),
+            (Compression::Lz4, [0, 6, 10], [0, 16]),
+        ] {
+            assert_eq!(["low", "medium", "high"].map(|name| compression.level(name).unwrap()), named);
+            assert_eq!([least, most].map(|level| compression.level(&level.to_string()).unwrap()), [least, most]);
+            for wrong in [&(least - 1).to_string(), &(most + 1).to_string(), "fast", "", "1.5"] {
+                let message = compression.level(wrong).unwrap_err().to_string();
+                let name = compression.name();
+                let rule = format!("The levels of {name} are low, medium, high and the numbers from {least} to {most}");
+                assert_eq!(message, rule);
+            }
         }
-        assert_eq!(Compression::None.level("low"), Ok(0));
-        assert!(Compression::None.level("3").is_err());
+        for compression in [Compression::None, Compression::Snappy] {
+            assert_eq!(compression.level("low"), Ok(0));
+            assert!(compression.level("3").is_err());
+        }
     }
 
     #[test]
@@ -321,9 +415,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_stored_file_makes_the_decoder_panic(mut stored in proptest::collection::vec(any::<u8>(), 0..600), zstd: bool) {
-            if zstd && stored.len() > 4 {
-                stored[..4].copy_from_slice(Compression::Zstd.magic());
+        fn no_stored_file_makes_the_decoder_panic(
+            stored in proptest::collection::vec(any::<u8>(), 0..600),
+            format in 0..Compression::ALL.len(),
+        ) {
+            let _ = decoded(&[Compression::ALL[format].magic(), &stored].concat(), 1 << 20);
+        }
+
+        #[test]
+        fn no_damage_makes_the_decoder_panic(
+            damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+            format in 0..Compression::ALL.len(),
+        ) {
+            let mut stored = encoded(Compression::ALL[format], 1, &wal_like(5_000));
+            for (at, byte) in damage {
+                let at = at.index(stored.len());
+                stored[at] = byte;
             }
             let _ = decoded(&stored, 1 << 20);
         }

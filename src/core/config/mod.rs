@@ -82,7 +82,7 @@ impl Setting {
         match self {
             Setting::Storage => "URL of the storage WAL files are archived to; empty means not configured.",
             Setting::ServerName => "Name of this cluster's directory below the storage URL.",
-            Setting::Compression => "Compression of archived files: none or zstd.",
+            Setting::Compression => "Compression of archived files: none, gzip, bzip2, xz, zstd, lz4 or snappy.",
             Setting::CompressionLevel => "Compression level: low, medium, high or a number in the format's range.",
             Setting::Workers => "Threads that read, compress and store WAL files; 0 means one per core, at most 8.",
             Setting::ReadAhead => "WAL files in progress beyond the one PostgreSQL asks for; 0 means one at a time.",

@@ -1,0 +1,156 @@
+//! The real Barman on one side, the real paths of files through archiver on the other: each reads what the other wrote.
+//! Run by `make test-interop`.
+
+mod barman;
+
+use archiver_core::archive::{StoredFile, WalFile};
+use archiver_core::codec::Compression;
+use archiver_core::config::Setting;
+use archiver_core::restore::{Request, restore};
+use archiver_core::wal::{Kind, WalName};
+use archiver_tests::{Site, archive_file, eventually, wal_name};
+use barman::Barman;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+const LABEL: &[u8] = b"START WAL LOCATION: 0/500028 (file 000000010000000000000005)\n";
+const HISTORY: &[u8] = b"1\t0/6000000\tno recovery target specified\n";
+
+/// One file of each kind, with its content.
+fn one_of_each_kind(site: &Site) -> Vec<(WalName, Vec<u8>)> {
+    let (segment, partial) = (site.name(5), site.name(6));
+    vec![
+        (segment, site.content(&segment)),
+        (wal_name(&format!("{partial}.partial")), site.content(&partial)),
+        (wal_name(&format!("{segment}.00000028.backup")), LABEL.to_vec()),
+        (wal_name("00000002.history"), HISTORY.to_vec()),
+    ]
+}
+
+fn archive_all(site: &Site) -> Vec<StoredFile> {
+    let archive = site.archive();
+    let offered = one_of_each_kind(site);
+    let files: Vec<WalFile> = offered.iter().map(|(name, content)| site.offer(name, content)).collect();
+    files.iter().map(|file| archive_file(&archive, file).unwrap()).collect()
+}
+
+/// What our restore makes of that file.
+fn restored(site: &Site, name: &WalName) -> Vec<u8> {
+    let destination = site.path("restored");
+    let request = Request {
+        name: *name,
+        destination: &destination,
+        or_partial: false,
+        system_identifier: Some(site.cluster.system_identifier),
+        retry_timeout: Duration::from_secs(2),
+    };
+    restore(|| Ok(site.place()), &request).unwrap_or_else(|error| panic!("{name}: {error}"));
+    fs::read(&destination).unwrap()
+}
+
+#[test]
+fn barman_reads_what_we_store_in_every_format() {
+    for compression in Compression::ALL {
+        let site = Site::new().with(Setting::Compression, compression.name());
+        let stored = archive_all(&site);
+        let barman = Barman::of(&site);
+        for ((name, content), file) in one_of_each_kind(&site).iter().zip(&stored) {
+            assert_eq!(file.compression, compression);
+            // Barman hands out a stored partial as it is.
+            let expected =
+                if name.kind() == Kind::Partial { fs::read(&file.location).unwrap() } else { content.clone() };
+            assert!(barman.get_wal(name) == expected, "{name} in {}", compression.name());
+            assert!(restored(&site, name) == *content, "{name} in {}", compression.name());
+        }
+    }
+}
+
+#[test]
+fn barman_reads_a_segment_that_was_streamed_in_every_format() {
+    for compression in Compression::ALL {
+        let site = Site::with_segments_of(8 << 20)
+            .with(Setting::Compression, compression.name())
+            .with(Setting::MemoryLimit, "24MB");
+        let file = site.offer_segment(3);
+        archive_file(&site.archive(), &file).unwrap();
+        let content = site.content(&file.name);
+        assert!(Barman::of(&site).get_wal(&file.name) == content, "{}", compression.name());
+        assert!(restored(&site, &file.name) == content, "{}", compression.name());
+    }
+}
+
+#[test]
+fn we_read_what_barman_stores_in_every_format() {
+    for compression in Compression::ALL {
+        let site = Site::new();
+        let barman = Barman::of(&site).with_compression(compression);
+        let offered = one_of_each_kind(&site);
+        barman.archive(&offered);
+        for (name, content) in &offered {
+            let in_archive = fs::read(site.stored(name)).unwrap();
+            let found = Compression::detect(&in_archive).unwrap_or(Compression::None);
+            assert_eq!(found, compression, "{name}");
+            assert!(restored(&site, name) == *content, "{name} in {}", compression.name());
+        }
+    }
+}
+
+#[test]
+fn barman_reads_our_catalogue_as_it_reads_its_own() {
+    for compression in Compression::ALL {
+        let site = Site::new().with(Setting::Compression, compression.name());
+        let stored = archive_all(&site);
+        let barman = Barman::of(&site);
+        let found = barman.read_catalogue();
+        assert_eq!(found.len(), stored.len());
+        for (line, file) in found.iter().zip(&stored) {
+            let name = if compression == Compression::None { "None" } else { compression.name() };
+            let meta = fs::metadata(&file.location).unwrap();
+            let modified = meta.mtime() as f64 + 1e-9 * meta.mtime_nsec() as f64;
+            let expected = format!("{} {} {modified:?} {name} None", file.name, meta.len());
+            assert_eq!(*line, expected);
+        }
+        // Made anew by Barman, it says the same; partials it leaves out.
+        let sorted = |barman: &Barman| {
+            let mut lines = barman.read_catalogue();
+            lines.retain(|line| !line.contains(".partial"));
+            lines.sort();
+            lines
+        };
+        let ours = sorted(&barman);
+        barman.run(&["rebuild-xlogdb", "main"]);
+        assert_eq!(sorted(&barman), ours, "{}", compression.name());
+    }
+}
+
+#[test]
+fn both_write_into_one_archive_under_one_lock() {
+    let site = Site::new();
+    let barman = Barman::of(&site).with_compression(Compression::Gzip);
+    let (first, second, third) = (site.name(1), site.name(2), site.name(3));
+    // Barman began it: its segment tells whose it is.
+    barman.archive(&[(first, site.content(&first))]);
+    let archive = site.archive();
+    archive_file(&archive, &site.offer_segment(2)).unwrap();
+
+    let lock_path = site.storage().join(".main-xlogdb.lock");
+    let lock = File::open(&lock_path).unwrap();
+    lock.lock().unwrap();
+    let mut waiting = barman.begin_to_archive(&[(third, site.content(&third))]);
+    let inode = format!(":{} ", lock.metadata().unwrap().ino());
+    let waits = |line: &str| line.contains("-> FLOCK") && line.contains(&inode);
+    eventually("Barman waits for the lock", || fs::read_to_string("/proc/locks").unwrap().lines().any(waits));
+    assert_eq!(site.catalogue(), [first, second].map(|name| name.to_string()));
+    lock.unlock().unwrap();
+    assert!(waiting.wait().unwrap().success());
+
+    // The same file from both sides is stored once and has one line.
+    archive_file(&archive, &site.offer_segment(1)).unwrap();
+    barman.archive(&[(second, site.content(&second))]);
+    assert_eq!(site.catalogue(), [first, second, third].map(|name| name.to_string()));
+    for name in [first, second, third] {
+        assert!(barman.get_wal(&name) == site.content(&name));
+        assert!(restored(&site, &name) == site.content(&name));
+    }
+}
