@@ -8,18 +8,23 @@ SHELL := /bin/bash
 PG_CONFIG ?= pg_config
 PREFIX    ?= /usr/local
 
-build_packages  := gcc libc6-dev make pkg-config libssl-dev clang-14 libclang-14-dev
-server_packages := postgresql-15 postgresql-server-dev-15
-# pgrx-tests changes to the OS user postgres by sudo, which root may lack.
-test_packages   := strace $(if $(filter 0,$(shell id -u)),sudo)
+# `make test` is whole on the first and runs the tests of src/pg on the second; `make test-all` is whole on all.
+first  := 15
+second := 18
+majors := 15 16 17 18
 
-.PHONY: help install demo test test-core test-interop test-pg test-server lint
+build_packages := gcc libc6-dev make pkg-config libssl-dev clang-14 libclang-14-dev
+# Where root runs the tests: servers run as the OS user postgres, to whom pgrx-tests changes by sudo.
+test_packages  := strace $(if $(filter 0,$(shell id -u)),sudo postgresql-common)
+
+.PHONY: help install demo test test-all test-core test-interop lint
 
 help:
 	echo 'make install PG_CONFIG=... [PREFIX=/usr/local]   build and install the extension and the program'
 	echo 'make demo [KEEP=1]                               archive, lose a table, restore, compare; in a throw-away cluster'
-	echo 'make test | test-core | test-pg | test-server    every test | without a server | inside backends | real clusters'
-	echo 'make test-interop                                those with the real Barman'
+	echo 'make test | test-all                             every test on PostgreSQL $(first) and $(second) | on $(majors)'
+	echo 'make test-core | test-interop                    those without a server | with the real Barman'
+	echo 'make test-pg-MAJOR | test-server-MAJOR           those inside backends | on real clusters'
 	echo 'make lint                                        format, clippy, licences, shell scripts'
 
 install:
@@ -32,12 +37,15 @@ install:
 	scripts/install.sh "$$pg_config" '$(PREFIX)/bin' --release
 
 demo:
-	scripts/requirements.sh $(build_packages) $(server_packages)
-	bindir=$$(scripts/prefix.sh)
+	scripts/requirements.sh $(build_packages)
+	pg_config=$$(scripts/postgresql.sh $(first))
+	bindir=$$(scripts/prefix.sh $$pg_config)
 	scripts/install.sh $$bindir/pg_config $$bindir --release
 	scripts/demo.sh $$bindir
 
-test: test-core test-interop test-pg test-server
+test: test-core test-interop test-pg-$(first) test-server-$(first) test-server-$(second)
+
+test-all: test-core test-interop $(majors:%=test-pg-%) $(majors:%=test-server-%)
 
 test-core:
 	scripts/requirements.sh $(build_packages)
@@ -49,21 +57,25 @@ test-interop:
 	bindir=$$(scripts/barman.sh)
 	ARCHIVER_TEST_BARMAN=$$bindir cargo test -p archiver_tests --test interop
 
-test-pg:
-	scripts/requirements.sh $(build_packages) $(server_packages) $(test_packages)
-	bindir=$$(scripts/prefix.sh)
+test-pg-%:
+	scripts/requirements.sh $(build_packages) $(test_packages)
+	pg_config=$$(scripts/postgresql.sh $*)
+	bindir=$$(scripts/prefix.sh $$pg_config)
 	scripts/test-pg.sh $$bindir
 
-test-server:
-	scripts/requirements.sh $(build_packages) $(server_packages) $(test_packages)
-	bindir=$$(scripts/prefix.sh)
+test-server-%:
+	scripts/requirements.sh $(build_packages) $(test_packages)
+	pg_config=$$(scripts/postgresql.sh $*)
+	bindir=$$(scripts/prefix.sh $$pg_config)
 	scripts/install.sh $$bindir/pg_config $$bindir
 	ARCHIVER_TEST_BINDIR=$$bindir cargo test -p archiver_tests --test server -- --test-threads=4
 
 lint:
-	scripts/requirements.sh $(build_packages) $(server_packages) shellcheck
+	scripts/requirements.sh $(build_packages) shellcheck
 	shellcheck scripts/*.sh .ci/run
 	cargo fmt --all --check
-	bindir=$$(scripts/prefix.sh)
-	PGRX_PG_CONFIG_PATH=$$bindir/pg_config cargo clippy --locked --workspace --all-targets -- -D warnings
+	for major in $(first) $(second); do
+		PGRX_PG_CONFIG_PATH=$$(scripts/postgresql.sh $$major) cargo clippy --locked --workspace --all-targets \
+			--no-default-features --features pg$$major -- -D warnings
+	done
 	scripts/cargo-tool.sh deny check bans licenses sources

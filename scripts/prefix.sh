@@ -1,11 +1,11 @@
 #!/bin/bash
-# prefix.sh [PG_CONFIG]: prints the bindir of a private copy of that PostgreSQL (Debian's 15 if not said), so that tests
-# and demo never write into the system's and need no root. One copy per build directory and major version, refreshed at
+# prefix.sh PG_CONFIG: prints the bindir of a private copy of that PostgreSQL, so that tests and demo never write into
+# the system's and need no root. One copy per build directory and major version, refreshed at
 # each call; servers that run from it are not disturbed. Headers are linked, not copied.
 set -euo pipefail
 umask 022
 
-pg_config=${1:-/usr/lib/postgresql/15/bin/pg_config}
+pg_config=$1
 read -r _ version _ < <("$pg_config" --version)
 cd "$(dirname "$0")/.."
 build=$(realpath -m "${CARGO_TARGET_DIR:-target}")
@@ -23,6 +23,11 @@ for what in bindir pkglibdir sharedir; do
     mkdir -p "$prefix$dir"
     cp -au --remove-destination "$dir/." "$prefix$dir/"
 done
+# Libraries that its programs find relative to themselves.
+while read -r library; do
+    mkdir -p "$prefix${library%/*}"
+    cp -au --remove-destination "$library" "$prefix$library"
+done < <(ldd "$("$pg_config" --bindir)/psql" | awk '$3 ~ "^/" { print $3 }' | xargs realpath -s | grep -vE '^/(usr/)?lib')
 headers=$("$pg_config" --includedir)
 mkdir -p "$prefix${headers%/*}"
 ln -sfnT "$headers" "$prefix$headers"

@@ -37,6 +37,14 @@ impl Report {
         });
         self
     }
+
+    /// All of it as sentences, for a place that takes nothing else.
+    pub fn sentences(&self) -> String {
+        let mut first = self.message.chars();
+        let capital = first.next().into_iter().flat_map(char::to_uppercase);
+        let message: String = capital.chain(first).chain(['.']).collect();
+        [Some(message), self.detail.clone(), self.hint.clone()].into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// As psql prints a server's message.
@@ -68,5 +76,6 @@ mod tests {
              DETAIL:  Attempt 3. It is failure number 7.\n\
              HINT:  Mend the key."
         );
+        assert_eq!(Report::of(&error).sentences(), "Store answered 403. Attempt 3. Mend the key.");
     }
 }

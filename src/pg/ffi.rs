@@ -3,7 +3,10 @@
 //! Whatever PostgreSQL raises inside a call made here arrives as a Rust panic (pgrx guards each of its functions);
 //! [`caught`] ends it. All functions belong to the process's main thread.
 
+use archiver_core::Error;
 use archiver_core::identity::Cluster;
+#[cfg(any(feature = "pg17", feature = "pg18"))]
+use archiver_core::report::Report;
 use archiver_core::wal::SegmentSize;
 use pgrx::guc::GucSetting;
 use pgrx::pg_sys;
@@ -50,6 +53,37 @@ mod v16 {
 
     const _: () = assert!(size_of::<Callbacks>() == 4 * size_of::<*const c_void>());
     const _: () = assert!(size_of::<ModuleState>() == size_of::<*const c_void>());
+}
+
+/// Since PostgreSQL 17 the server logs a DETAIL where check_configured answered false.
+#[cfg(any(feature = "pg17", feature = "pg18"))]
+mod detail {
+    use std::ffi::{CString, c_char};
+    use std::sync::{Mutex, PoisonError};
+
+    unsafe extern "C" {
+        /// archive/archive_module.h, which pgrx 0.18 does not bind.
+        static mut arch_module_check_errdetail_string: *const c_char;
+    }
+
+    /// What the server's pointer points to, until the next.
+    static TEXT: Mutex<Option<CString>> = Mutex::new(None);
+
+    pub fn set(sentences: &str) {
+        let mut text = TEXT.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = text.insert(CString::new(sentences).unwrap_or_default());
+        // SAFETY: the server clears its pointer before it asks check_configured, and reads it right after the answer, on
+        // the thread that is here now; until then the text stays.
+        unsafe { arch_module_check_errdetail_string = text.as_ptr() };
+    }
+}
+
+/// Tells the server why check_configured is about to answer false; before PostgreSQL 17 nobody would listen.
+pub fn tell_why_not_configured(error: &Error) {
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    detail::set(&Report::of(error).sentences());
+    #[cfg(not(any(feature = "pg17", feature = "pg18")))]
+    let _ = error;
 }
 
 /// Runs `work` and ends there whatever it raises, PostgreSQL's errors and our own panics alike; the text says which.

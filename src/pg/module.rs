@@ -101,6 +101,9 @@ impl Module {
             self.configuration_read_at = Some(read_at);
             self.take_config(guc::config(Path::new(".")));
         }
+        if let Err(error) = &self.config {
+            ffi::tell_why_not_configured(error);
+        }
         self.config.is_ok()
     }
 

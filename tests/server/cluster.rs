@@ -39,6 +39,14 @@ pub fn bindir() -> &'static Path {
     })
 }
 
+/// Its major version.
+pub fn major() -> u32 {
+    let output = server_program("pg_config").arg("--version").output().expect("run pg_config");
+    let version = text(&output.stdout);
+    let digits: String = version.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    digits.parse().expect("a major version")
+}
+
 /// Waits until `condition` holds; `what` is said where it never does.
 #[track_caller]
 pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {

@@ -1,6 +1,6 @@
 //! Settings: a wrong one stores nothing until it is mended, and every one takes effect by reload.
 
-use crate::cluster::{Cluster, catalogue, started, tree, wait_until};
+use crate::cluster::{Cluster, catalogue, major, started, tree, wait_until};
 
 /// Settings with values that somebody could mistype, and what the log must name.
 const MISTYPED: [(&str, &str); 8] = [
@@ -34,7 +34,7 @@ fn stores_nothing_until_mended(cluster: &Cluster, make_known: impl Fn(&Cluster))
         cluster.psql("SELECT pg_reload_conf()");
         cluster.write_segments(1);
         wait_until("PostgreSQL has asked and was told no", || {
-            cluster.log_since(mark).contains("archive_mode enabled, yet archiving is not configured")
+            cluster.log_since(mark).contains("yet archiving is not configured")
         });
         assert_eq!(tree(&cluster.archive()), before, "{name} = '{value}'");
         assert!(cluster.status_files("ready").len() >= 3);
@@ -42,6 +42,10 @@ fn stores_nothing_until_mended(cluster: &Cluster, make_known: impl Fn(&Cluster))
         let told: Vec<&str> = log.lines().filter(|line| line.contains("WAL is not archived")).collect();
         assert_eq!(told.len(), 1, "{log}");
         assert!(told[0].contains("LOG:  ") && told[0].contains(&format!("\"{name}\"")), "{}", told[0]);
+        // Since 17 the server's own warning says it, too.
+        let details = log.lines().skip_while(|line| !line.contains("yet archiving is not configured")).nth(1);
+        let says_it = details.is_some_and(|line| line.contains("DETAIL:  ") && line.contains(&format!("\"{name}\"")));
+        assert_eq!(says_it, major() >= 17, "{log}");
 
         match right {
             Some(right) => cluster.set(name, &right),
@@ -104,6 +108,11 @@ fn every_setting_takes_effect_by_reload_while_files_are_read_ahead() {
         ("archiver.compression", "none"),
         ("archiver.workers", "1"),
         ("archiver.read_ahead", "0"),
+        ("archiver.compression", "gzip"),
+        ("archiver.compression", "bzip2"),
+        ("archiver.compression", "xz"),
+        ("archiver.compression", "lz4"),
+        ("archiver.compression", "snappy"),
         ("archiver.compression", "zstd"),
         ("archiver.compression_level", "high"),
         ("archiver.workers", "4"),
@@ -121,7 +130,7 @@ fn every_setting_takes_effect_by_reload_while_files_are_read_ahead() {
     }
     assert_eq!(cluster.archiver(), Some(archiver));
     cluster.assert_one_line_each();
-    assert!(cluster.assert_done_files_restore_equal() >= 73);
+    assert!(cluster.assert_done_files_restore_equal() >= 113);
     assert!(!cluster.log().contains("holds another file"));
 }
 
@@ -169,12 +178,13 @@ fn what_was_read_ahead_is_dropped_once_a_setting_is_wrong() {
     cluster.reload();
     wait_until("the log names the setting", || cluster.log_since(mark).contains("WAL is not archived"));
     let before = tree(&cluster.archive());
-    let lines = catalogue(&cluster.archive());
+    let lines = catalogue(&cluster.archive()).len();
+    let unrecorded = cluster.stored().len() - lines;
     drop(stall);
     // PostgreSQL asks again, and nothing may come of it: the old workers are given the time to go on.
     cluster.psql("SELECT pg_sleep(3)");
     assert_eq!(tree(&cluster.archive()), before, "more files are stored under a wrong configuration");
-    // The lines that were being written are.
-    let more = catalogue(&cluster.archive()).len() - lines.len();
-    assert!(more <= 2, "{more} more files are recorded under a wrong configuration");
+    // The lines that were being written are: one group, of the few files that were stored when the catalogue stalled.
+    let more = catalogue(&cluster.archive()).len() - lines;
+    assert!(more <= unrecorded / 2, "{more} of {unrecorded} files are recorded under a wrong configuration");
 }
