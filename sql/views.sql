@@ -109,12 +109,40 @@ $$;
 
 CREATE VIEW archiver.status AS SELECT * FROM archiver.status();
 
+-- Files that were refused (the archive holds another of that name) or set aside, oldest first.
+CREATE FUNCTION archiver.errors() RETURNS TABLE (
+    name text,
+    reason text,
+    since timestamptz,
+    in_pg_wal boolean,
+    location text,
+    detail text
+)
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT e.name, e.reason, t.since, e.in_pg_wal, e.location, e.detail
+    FROM archiver.error_rows() AS e
+    CROSS JOIN LATERAL (
+        SELECT coalesce(e.since, to_timestamp(substr(e.since_text, 1, 15) || '+00', 'YYYYMMDD"T"HH24MISSTZH'))
+    ) AS t(since)
+    ORDER BY t.since, e.name;
+$$;
+
+COMMENT ON FUNCTION archiver.archive_now(interval) IS 'completes a WAL segment and waits until it stands in the archive';
+COMMENT ON FUNCTION archiver.queue() IS 'files that wait to be archived, in the order in which PostgreSQL will ask for them';
+COMMENT ON FUNCTION archiver.errors() IS 'files that were refused or set aside';
+COMMENT ON FUNCTION archiver.error_rows() IS 'what archiver.errors() is made from';
 COMMENT ON FUNCTION archiver.status() IS 'how archiving stands, one row';
 COMMENT ON VIEW archiver.status IS 'how archiving stands, one row';
 COMMENT ON FUNCTION archiver.check(boolean) IS 'whether archiving works, one row for each thing that could keep it from working';
 COMMENT ON FUNCTION archiver.facts(text, integer) IS 'what archiver.status is made from';
 
-REVOKE ALL ON FUNCTION archiver.facts(text, integer), archiver.status(), archiver.check(boolean) FROM PUBLIC;
+-- Whoever monitors may look; what writes is for superusers, and for whom they name.
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA archiver FROM PUBLIC;
 GRANT USAGE ON SCHEMA archiver TO pg_monitor;
-GRANT EXECUTE ON FUNCTION archiver.facts(text, integer), archiver.status(), archiver.check(boolean) TO pg_monitor;
+GRANT EXECUTE ON FUNCTION
+    archiver.facts(text, integer), archiver.status(), archiver.check(boolean), archiver.queue(),
+    archiver.error_rows(), archiver.errors()
+TO pg_monitor;
 GRANT SELECT ON archiver.status TO pg_monitor;

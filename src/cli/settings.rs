@@ -31,7 +31,7 @@ pub fn read(arguments: &Arguments, data_directory: &Path) -> Result<Settings> {
     }
     let names_archive = [Setting::Storage, Setting::ServerName].iter().all(|it| given.iter().any(|(one, _)| one == it));
     match ServerConf::of_data_directory(data_directory) {
-        Ok(Some(conf)) => match conf.unknown_setting() {
+        Ok(Some(conf)) => match conf.unknown_settings().next() {
             Some(unknown) if !names_archive => return Err(unknown),
             _ => settings = conf.settings(),
         },

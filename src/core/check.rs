@@ -2,20 +2,22 @@
 
 use crate::codec::Compression;
 use crate::config::Config;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::identity::{Cluster, Marker, foreign_archive, vanished_archive};
 use crate::owner::Owner;
 use crate::place::{Place, Records};
 use crate::pulse::Pulse;
+use crate::set_aside;
 use crate::store::{Attributes, Body};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// How a row turned out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,8 +112,10 @@ pub fn check_storage(config: &Config, cluster: &Cluster, data_directory: &Path) 
         rows.push(writable(&place, records));
         rows.push(Row::of("free space", free_space(records)));
         rows.push(Row::of("separate device", separate_device(records, data_directory)));
-        rows.push(staging(records));
+        rows.push(Row::of("staged files", staging(records)));
+        rows.push(Row::of("clock", clock(records)));
     }
+    rows.push(Row::of("files set aside", files_set_aside(&place)));
     rows
 }
 
@@ -209,7 +213,49 @@ fn separate_device(records: &Records, data_directory: &Path) -> Result<Row> {
     })
 }
 
-fn staging(records: &Records) -> Row {
-    let entries = fs::read_dir(records.staging()).map(|entries| entries.take(10_000).count()).unwrap_or(0);
-    Row::ok("staged files", format!("{entries} in the making"))
+fn staging(records: &Records) -> Result<Row> {
+    let name = "staged files";
+    let staged = fs::read_dir(records.staging()).map_or(0, |entries| entries.take(10_000).count());
+    let left = durable::leftovers(records.staging(), "")?.len();
+    Ok(if left > 0 {
+        let hint = "They take room and do no harm: the archiver removes them when it starts.";
+        Row::warning(name, format!("{left} of {staged} were left behind by processes that are dead"), hint)
+    } else {
+        Row::ok(name, format!("{staged} in the making"))
+    })
+}
+
+/// A clock that went back, here or where the files lie, shows in a file that was written in the future.
+fn clock(records: &Records) -> Result<Row> {
+    const TOLERANCE: Duration = Duration::from_secs(60);
+    let (name, catalogue) = ("clock", records.catalogue.path());
+    let written = match fs::metadata(catalogue).and_then(|meta| meta.modified()) {
+        Ok(written) => written,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Row::ok(name, "nothing to compare with yet"));
+        }
+        Err(error) => return Err(Error::io("stat file", catalogue, &error)),
+    };
+    let ahead = written.duration_since(SystemTime::now()).unwrap_or_default();
+    Ok(if ahead > TOLERANCE {
+        let detail = format!("the storage's last change lies {} s in the future", ahead.as_secs());
+        Row::warning(name, detail, "Set the clocks of this server and of the storage by one time service.")
+    } else {
+        Row::ok(name, "this server and the storage agree")
+    })
+}
+
+fn files_set_aside(place: &Place) -> Result<Row> {
+    let name = "files set aside";
+    Ok(match set_aside::summary(&set_aside::list(place)?) {
+        Some(summary) => Row::failed(
+            name,
+            summary,
+            format!(
+                "Look into \"{}\"; what is not needed may be removed.",
+                place.store.location(&place.layout.errors_folder())
+            ),
+        ),
+        None => Row::ok(name, "none"),
+    })
 }

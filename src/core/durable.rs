@@ -199,13 +199,19 @@ pub fn replace_file(path: &Path, content: &[u8], is_durable: bool) -> Result<()>
 /// Removes temporary files in `directory` whose name starts with `prefix` and whose maker is gone; answers how many.
 /// A directory that is not there holds none. At most a few thousand are looked at in one call.
 pub fn sweep_leftovers(directory: &Path, prefix: &str) -> Result<u64> {
+    // Another process may sweep at the same time.
+    Ok(leftovers(directory, prefix)?.iter().filter(|path| fs::remove_file(path).is_ok()).count() as u64)
+}
+
+/// The temporary files that [`sweep_leftovers`] would remove.
+pub fn leftovers(directory: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
     const MOST: usize = 10_000;
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(Error::io("read directory", directory, &error)),
     };
-    let mut removed = 0;
+    let mut found = Vec::new();
     for entry in entries.take(MOST).flatten() {
         let name = entry.file_name();
         let Some(owner) = name.to_str().and_then(|name| name.strip_prefix(prefix)).and_then(Owner::of_name) else {
@@ -213,13 +219,11 @@ pub fn sweep_leftovers(directory: &Path, prefix: &str) -> Result<u64> {
         };
         // By its change time: its modification time is that of the WAL in it.
         let changed = entry.metadata().map(|meta| UNIX_EPOCH + Duration::from_secs(meta.ctime().max(0) as u64));
-        let is_leftover = changed.is_ok_and(|changed| owner.has_left(changed));
-        // Another process may sweep at the same time.
-        if is_leftover && fs::remove_file(entry.path()).is_ok() {
-            removed += 1;
+        if changed.is_ok_and(|changed| owner.has_left(changed)) {
+            found.push(entry.path());
         }
     }
-    Ok(removed)
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -87,6 +87,11 @@ impl Layout {
         format!("{}/probe/{unique_name}", self.server_name)
     }
 
+    /// The folder of files set aside.
+    pub fn errors_folder(&self) -> String {
+        format!("{}/errors", self.server_name)
+    }
+
     /// The folder of files in the making.
     pub fn staging_folder(&self) -> String {
         format!("{}/.staging", self.server_name)

@@ -67,16 +67,16 @@ impl ServerConf {
         settings
     }
 
-    /// The first assignment of a setting that does not exist: mistyped, most likely.
-    pub fn unknown_setting(&self) -> Option<Error> {
-        let unknown = self.assignments.iter().find(|it| Setting::from_name(&it.name).is_none())?;
-        let name = format!("{PREFIX}{}", unknown.name);
-        let known: Vec<&str> = Setting::ALL.iter().map(|setting| setting.name()).collect();
-        Some(
+    /// The assignments of settings that do not exist: mistyped, most likely.
+    pub fn unknown_settings(&self) -> impl Iterator<Item = Error> + '_ {
+        let unknown = self.assignments.iter().filter(|it| Setting::from_name(&it.name).is_none());
+        unknown.map(|unknown| {
+            let name = format!("{PREFIX}{}", unknown.name);
+            let known: Vec<&str> = Setting::ALL.iter().map(|setting| setting.name()).collect();
             Error::new(Kind::Configuration, name.clone(), format!("unrecognized configuration parameter \"{name}\""))
                 .detail(format!("It stands in {}. Known are {}.", unknown.place, known.join(", ")))
-                .hint("Mend or remove it and reload the configuration: a mistyped setting must not mean the default."),
-        )
+                .hint("Mend or remove it and reload the configuration: a mistyped setting must not mean the default.")
+        })
     }
 
     fn read_file(&mut self, path: &Path, depth: usize) -> Result<()> {
@@ -317,14 +317,14 @@ mod tests {
         let conf = ServerConf::of_data_directory(data.path()).unwrap().unwrap();
         assert_eq!(get(&conf, "storage"), "file:///etc-says");
         assert_eq!(get(&conf, "workers"), "7", "the command line wins");
-        assert_eq!(conf.unknown_setting(), None);
+        assert_eq!(conf.unknown_settings().next(), None);
     }
 
     #[test]
     fn a_mistyped_name_is_found_with_its_place() {
         let data = directory(&[("postgresql.conf", "\narchiver.compresion = 'zstd'\n")]);
         let conf = ServerConf::of_data_directory(data.path()).unwrap().unwrap();
-        let error = conf.unknown_setting().unwrap();
+        let error = conf.unknown_settings().next().unwrap();
         assert_eq!(error.to_string(), "unrecognized configuration parameter \"archiver.compresion\"");
         assert!(error.detail_text().unwrap().contains("postgresql.conf\" line 2."), "{error:?}");
     }

@@ -3,15 +3,20 @@
 //! It is read as hostile: bounded, and every field checked by its type. Whether it speaks of this very server is for
 //! the reader to compare ([`State::system_identifier`], [`State::data_directory_inode`], [`State::server_started_us`]).
 
+use crate::archive::Progress;
 use crate::durable;
 use crate::error::{Error, Kind, Result};
+use crate::wal::WalName;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
 /// Far beyond any state file.
-const MAX_STATE_BYTES: u64 = 64 << 10;
+const MAX_STATE_BYTES: u64 = 4 << 20;
+/// At most so many files are told of, and at most so much of what is wrong with one.
+const MOST_FILES: usize = 256;
+const MOST_TEXT_CHARACTERS: usize = 1000;
 
 /// Figures since the archiver process began, and its last failure. Times are microseconds since the Unix epoch.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -42,11 +47,95 @@ pub struct State {
     pub put_ms_p99: Option<f64>,
     /// The last failure's primary line.
     pub last_error: Option<String>,
+    /// What to do about it.
+    pub last_error_hint: Option<String>,
+    /// When it came.
+    pub last_error_us: Option<i64>,
+    /// How many attempts have failed in a row; none while all is well.
+    pub failed_attempts: u64,
     /// Since when files fail; nothing while all is well.
     pub failing_since_us: Option<i64>,
+    /// How far the first files have come that are in progress, stored ahead or failed.
+    pub files: Vec<FileState>,
+    /// Files that were refused because the archive holds another of their name, oldest first.
+    pub refused: Vec<Refused>,
+}
+
+/// How far one file has come.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FileState {
+    /// Its name.
+    pub name: String,
+    /// Whether it is stored, and PostgreSQL has yet to ask for it.
+    pub is_stored: bool,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// A file that was refused.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Its name.
+    pub name: String,
+    /// Since when, in microseconds since the Unix epoch.
+    pub since_us: i64,
+    /// What stands in its place, and what was offered: sizes and hashes.
+    pub detail: String,
+    /// Where the other one lies.
+    pub location: String,
+}
+
+/// The first part of a text that may be long.
+fn bounded(text: &str) -> String {
+    text.chars().filter(|c| *c != '\0').take(MOST_TEXT_CHARACTERS).collect()
 }
 
 impl State {
+    /// Takes note of a failure of `name`, the attempt number `failed_attempts` in a row.
+    pub fn take_failure(&mut self, name: &str, error: &Error, failed_attempts: u64, now_us: i64) {
+        self.last_error = Some(bounded(&format!("{name}: {error}")));
+        self.last_error_hint = error.hint_text().map(bounded);
+        self.last_error_us = Some(now_us);
+        self.failed_attempts = failed_attempts;
+        self.failing_since_us.get_or_insert(now_us);
+        self.take_refusal(name, error, now_us);
+    }
+
+    /// Takes note that `name` is archived.
+    pub fn take_success(&mut self, name: &str) {
+        self.failed_attempts = 0;
+        self.failing_since_us = None;
+        self.refused.retain(|refused| refused.name != name);
+    }
+
+    /// Takes note of how far files have come.
+    pub fn take_progress(&mut self, progress: &[(WalName, Progress)], now_us: i64) {
+        self.files.clear();
+        for (name, progress) in progress.iter().take(MOST_FILES) {
+            let name = name.to_string();
+            let error = match progress {
+                Progress::Failed(error) => {
+                    self.take_refusal(&name, error, now_us);
+                    Some(bounded(&error.to_string()))
+                }
+                _ => None,
+            };
+            self.files.push(FileState { name, is_stored: matches!(progress, Progress::Stored), error });
+        }
+    }
+
+    fn take_refusal(&mut self, name: &str, error: &Error, now_us: i64) {
+        let is_known = self.refused.iter().any(|refused| refused.name == name);
+        if error.kind() == Kind::Conflict && !is_known && self.refused.len() < MOST_FILES {
+            self.refused.push(Refused {
+                name: name.to_string(),
+                since_us: now_us,
+                detail: bounded(error.detail_text().unwrap_or(error.message())),
+                location: error.subject().to_string(),
+            });
+        }
+    }
+
     /// Puts the state where readers find it, whole or not at all. Not fsynced: it is worth nothing after a crash.
     pub fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_vec(self)
@@ -66,12 +155,25 @@ impl State {
 
     /// Whether every field is one that SQL can show.
     fn is_sane(&self) -> bool {
-        let counts = [self.in_flight, self.bytes_read, self.bytes_stored, self.read_ahead_hits, self.retries];
+        let counts = [
+            self.in_flight,
+            self.bytes_read,
+            self.bytes_stored,
+            self.read_ahead_hits,
+            self.retries,
+            self.failed_attempts,
+        ];
         // Up to the year 9999.
-        let times = [Some(self.stats_since_us), Some(self.server_started_us), self.failing_since_us];
+        let refused_since = self.refused.iter().map(|refused| Some(refused.since_us));
+        let times =
+            [Some(self.stats_since_us), Some(self.server_started_us), self.failing_since_us, self.last_error_us];
+        let files = self.files.iter().flat_map(|file| [Some(&file.name), file.error.as_ref()]);
+        let refused =
+            self.refused.iter().flat_map(|refused| [&refused.name, &refused.detail, &refused.location].map(Some));
+        let texts = [self.last_error.as_ref(), self.last_error_hint.as_ref()].into_iter().chain(files).chain(refused);
         counts.iter().all(|&count| i64::try_from(count).is_ok())
-            && times.into_iter().flatten().all(|us| (0..253_402_300_800_000_000).contains(&us))
-            && self.last_error.as_ref().is_none_or(|text| !text.contains('\0'))
+            && times.into_iter().chain(refused_since).flatten().all(|us| (0..253_402_300_800_000_000).contains(&us))
+            && texts.flatten().all(|text| !text.contains('\0'))
             && [self.put_ms_p50, self.put_ms_p99].into_iter().flatten().all(f64::is_finite)
     }
 }
@@ -80,6 +182,22 @@ impl State {
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn a_refused_file_is_told_until_it_is_archived() {
+        let name = WalName::parse("000000010000000000000005").unwrap();
+        let conflict = Error::new(Kind::Conflict, "/srv/x", "another file").detail("Two hashes.");
+        let mut state = State::default();
+        state.take_failure(&name.to_string(), &conflict, 1, 5);
+        state.take_progress(&[(name, Progress::Failed(conflict.clone()))], 9);
+        assert_eq!(state.refused.len(), 1, "once");
+        assert_eq!((state.refused[0].since_us, state.refused[0].detail.as_str()), (5, "Two hashes."));
+        assert_eq!(state.files[0].error.as_deref(), Some("another file"));
+        state.take_failure("000000010000000000000006", &Error::new(Kind::Storage, "x", "full"), 2, 7);
+        assert_eq!((state.refused.len(), state.failed_attempts, state.failing_since_us), (1, 2, Some(5)));
+        state.take_success(&name.to_string());
+        assert_eq!((state.refused.len(), state.failed_attempts, state.failing_since_us), (0, 0, None));
+    }
 
     #[test]
     fn a_state_reads_back_and_junk_is_no_state() {
@@ -97,7 +215,7 @@ mod tests {
         state.write(&path).unwrap();
         assert_eq!(State::read(&path).unwrap(), Some(state));
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-        for junk in ["", "{}", "[", "{\"system_identifier\": -1}", &"x".repeat(100_000)] {
+        for junk in ["", "{}", "[", "{\"system_identifier\": -1}", &"x".repeat(5_000_000)] {
             fs::write(&path, junk).unwrap();
             assert_eq!(State::read(&path).unwrap(), None);
         }

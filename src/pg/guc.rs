@@ -43,10 +43,21 @@ pub fn settings() -> Settings {
     settings
 }
 
+/// Everything that is wrong with the configuration, one error for each setting.
+pub fn problems(data_directory: &Path) -> Vec<Error> {
+    let unknown = server_conf(data_directory).map(|conf| conf.unknown_settings().collect()).unwrap_or_default();
+    let mut problems: Vec<Error> = unknown;
+    problems.extend(Config::problems(&settings()));
+    if problems.is_empty() {
+        problems.extend(config(data_directory).err());
+    }
+    problems
+}
+
 /// What the configuration amounts to, or what is wrong with it. The files are looked through for names that do not
 /// exist, since PostgreSQL passes over those; `data_directory` is where the server lies.
 pub fn config(data_directory: &Path) -> Result<Config> {
-    if let Some(unknown) = unknown_setting(data_directory) {
+    if let Some(unknown) = server_conf(data_directory).and_then(|conf| conf.unknown_settings().next()) {
         return Err(unknown);
     }
     let config = Config::parse(&settings())?;
@@ -54,8 +65,7 @@ pub fn config(data_directory: &Path) -> Result<Config> {
     Ok(config)
 }
 
-fn unknown_setting(data_directory: &Path) -> Option<Error> {
-    let files = ServerConf::of_server(&ffi::config_file()?, data_directory);
-    // Files that cannot be read are PostgreSQL's to complain about: the values above come from it.
-    files.ok()?.unknown_setting()
+/// What stands in the files. Those that cannot be read are PostgreSQL's to complain about: values come from it.
+fn server_conf(data_directory: &Path) -> Option<ServerConf> {
+    ServerConf::of_server(&ffi::config_file()?, data_directory).ok()
 }

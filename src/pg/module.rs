@@ -196,6 +196,7 @@ impl Module {
                 if !is_stopping && server_is_stopping() {
                     (is_stopping, moved_at) = (true, now);
                 }
+                self.write_state(false);
             }
             let until_retry = retry_at.map_or(LOOK_INTERVAL, |at| at.saturating_duration_since(now));
             self.sleep(until_retry.min(LOOK_INTERVAL), latch)?;
@@ -249,7 +250,7 @@ impl Module {
                 ),
             );
         }
-        self.state.failing_since_us = None;
+        self.state.take_success(&stored.name.to_string());
         self.write_state(self.archiver.in_flight() == 0);
     }
 
@@ -266,8 +267,7 @@ impl Module {
             };
             log(PgLogLevel::WARNING, report);
         }
-        self.state.last_error = Some(format!("{name}: {error}"));
-        self.state.failing_since_us.get_or_insert_with(|| unix_us(SystemTime::now()));
+        self.state.take_failure(name, error, self.episode.failures(), unix_us(SystemTime::now()));
         self.write_state(true);
     }
 
@@ -284,6 +284,7 @@ impl Module {
         self.state.retries = totals.retries;
         self.state.put_ms_p50 = totals.percentile_ms(50);
         self.state.put_ms_p99 = totals.percentile_ms(99);
+        self.state.take_progress(&self.archiver.progress(), unix_us(SystemTime::now()));
         self.state_written = Some(Instant::now());
         // It is only told: WAL is archived all the same.
         if let Err(error) = self.state.write(Path::new(STATE_FILE)) {

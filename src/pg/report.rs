@@ -19,6 +19,20 @@ pub fn log(level: PgLogLevel, report: Report) {
     entry.report(level);
 }
 
+/// Ends the statement with an error, in a backend. It never returns.
+pub fn raise(report: Report) -> ! {
+    let mut error =
+        ErrorReport::new(PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE, report.message, "archiver");
+    if let Some(detail) = report.detail {
+        error = error.set_detail(detail);
+    }
+    if let Some(hint) = report.hint {
+        error = error.set_hint(hint);
+    }
+    error.report(PgLogLevel::ERROR);
+    unreachable!("a level of ERROR does not return")
+}
+
 /// A message of one line.
 pub fn log_line(level: PgLogLevel, message: String) {
     log(level, Report { message, detail: None, hint: None });

@@ -4,6 +4,7 @@
 mod archiving;
 mod cluster;
 mod crashes;
+mod looking;
 mod privileges;
 mod process;
 mod recovery;

@@ -49,6 +49,11 @@ impl Episode {
         Some(std::mem::take(&mut open.unsaid))
     }
 
+    /// How many attempts have failed in a row.
+    pub fn failures(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.failures)
+    }
+
     /// Counts a success; answers the episode that it ends.
     pub fn succeed(&mut self, now: Instant) -> Option<Recovered> {
         let open = self.open.take()?;
@@ -76,6 +81,7 @@ mod tests {
         assert_eq!(episode.fail(&error("full"), at(60)), Some(3));
         assert_eq!(episode.fail(&error("full"), at(61)), None);
         assert_eq!(episode.fail(&error("gone"), at(62)), Some(2), "another cause is told at once");
+        assert_eq!(episode.failures(), 6);
         let recovered = Recovered { lasted: Duration::from_secs(70), failures: 6 };
         assert_eq!(episode.succeed(at(70)), Some(recovered));
         assert_eq!(episode.succeed(at(71)), None);

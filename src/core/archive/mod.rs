@@ -7,8 +7,8 @@ mod read_ahead;
 mod source;
 
 pub use episode::{Episode, Recovered};
-pub use pool::{Answer, Archiver, Totals, with_signals_blocked};
-pub use read_ahead::waiting_files;
+pub use pool::{Answer, Archiver, Progress, Totals, with_signals_blocked};
+pub use read_ahead::{ready_files, waiting_files};
 pub use source::{Stamp, WalFile};
 
 use crate::catalogue::{Entry, NewLine};

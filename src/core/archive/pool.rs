@@ -40,6 +40,17 @@ pub enum Answer {
     Waiting(Option<Instant>),
 }
 
+/// How far one file has come.
+#[derive(Clone, Debug)]
+pub enum Progress {
+    /// Waiting for a thread, or at work.
+    Running,
+    /// Stored ahead: PostgreSQL has yet to ask for it.
+    Stored,
+    /// It failed.
+    Failed(Error),
+}
+
 /// What was done since the start of the process.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
@@ -313,6 +324,16 @@ impl Archiver {
     /// Files in progress or stored ahead.
     pub fn in_flight(&self) -> usize {
         self.shared.lock().jobs.values().filter(|job| !matches!(job.phase, Phase::Failed(_))).count()
+    }
+
+    /// How far each file has come that is in progress, stored ahead, or failed while it was read ahead.
+    pub fn progress(&self) -> Vec<(WalName, Progress)> {
+        let of_phase = |phase: &Phase| match phase {
+            Phase::Queued | Phase::Running => Progress::Running,
+            Phase::Stored(_) | Phase::Recording | Phase::Done(_) => Progress::Stored,
+            Phase::Failed(error) => Progress::Failed(error.clone()),
+        };
+        self.shared.lock().jobs.iter().map(|(name, job)| (*name, of_phase(&job.phase))).collect()
     }
 
     /// What was done since the start.

@@ -45,9 +45,18 @@ fn scan(status: &Path, asked: &WalName, most: usize) -> Vec<WalName> {
 
 /// Every file that waits to be archived, in no order: those with a `.ready` in the archive_status directory `status`.
 pub fn waiting_files(status: &Path) -> impl Iterator<Item = WalName> {
+    ready_files(status).filter_map(|name| WalName::parse(&name).ok())
+}
+
+/// The names of all that PostgreSQL will offer, in no order, also those that are no WAL file's: it asks for whatever is as
+/// long as one and made of the same characters (pgarch.c, `pgarch_readyXlog`).
+pub fn ready_files(status: &Path) -> impl Iterator<Item = String> {
     std::fs::read_dir(status).into_iter().flatten().flatten().filter_map(|entry| {
         let file_name = entry.file_name();
-        WalName::parse(file_name.to_str()?.strip_suffix(".ready")?).ok()
+        let name = file_name.to_str()?.strip_suffix(".ready")?;
+        let is_offered = (16..=40).contains(&name.len())
+            && name.chars().all(|c| "0123456789ABCDEF.history.backup.partial".contains(c));
+        is_offered.then(|| name.to_string())
     })
 }
 
@@ -88,6 +97,7 @@ mod tests {
             "000000010000000000000004",
             "000000010000000000000003.00000028.backup",
             "not-a-wal-file",
+            "0000000100000000000000AB.abc",
         ];
         assert_eq!(
             next_files(&ready, "000000010000000000000003", 16),

@@ -34,11 +34,15 @@ pub enum Setting {
     MemoryLimit,
     /// How long one file is tried.
     RetryTimeout,
+    /// From which age of the newest archived file check() fails.
+    LastWalMaximumAge,
+    /// From how many waiting files check() fails.
+    MaxIncomingWalsQueue,
 }
 
 impl Setting {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Setting; 8] = [
+    pub const ALL: [Setting; 10] = [
         Setting::Storage,
         Setting::ServerName,
         Setting::Compression,
@@ -47,6 +51,8 @@ impl Setting {
         Setting::ReadAhead,
         Setting::MemoryLimit,
         Setting::RetryTimeout,
+        Setting::LastWalMaximumAge,
+        Setting::MaxIncomingWalsQueue,
     ];
 
     /// Its name without the prefix `archiver.`.
@@ -60,13 +66,15 @@ impl Setting {
             Setting::ReadAhead => "read_ahead",
             Setting::MemoryLimit => "memory_limit",
             Setting::RetryTimeout => "retry_timeout",
+            Setting::LastWalMaximumAge => "last_wal_maximum_age",
+            Setting::MaxIncomingWalsQueue => "max_incoming_wals_queue",
         }
     }
 
     /// What it is where nobody says otherwise.
     pub const fn default_value(self) -> &'static str {
         match self {
-            Setting::Storage => "",
+            Setting::Storage | Setting::LastWalMaximumAge | Setting::MaxIncomingWalsQueue => "",
             Setting::ServerName => "main",
             Setting::Compression => "zstd",
             Setting::CompressionLevel => "low",
@@ -90,6 +98,8 @@ impl Setting {
             Setting::RetryTimeout => {
                 "How long one file is tried, without any progress, before PostgreSQL is told that it failed."
             }
+            Setting::LastWalMaximumAge => "check() fails when the last archived WAL is older; empty means no limit.",
+            Setting::MaxIncomingWalsQueue => "check() fails when more WAL files wait; empty means no limit.",
         }
     }
 
@@ -147,6 +157,17 @@ pub struct Config {
     pub read_ahead: usize,
     /// Bound on the memory of all buffers.
     pub memory_limit_bytes: u64,
+    /// What a check judges by.
+    pub limits: Limits,
+}
+
+/// What a check judges by; where there is none, it only tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// The age of the newest archived file.
+    pub last_wal_maximum_age: Option<Duration>,
+    /// The number of waiting files.
+    pub max_incoming_wals_queue: Option<u64>,
 }
 
 /// 0 workers means one per core, and no more than this.
@@ -154,6 +175,7 @@ const MOST_AUTOMATIC_WORKERS: usize = 8;
 const WORKERS: RangeInclusive<u64> = 0..=64;
 const READ_AHEAD: RangeInclusive<u64> = 0..=1024;
 const MEMORY_LIMIT_BYTES: RangeInclusive<u64> = (16 << 20)..=(64 << 30);
+const WAITING_FILES: RangeInclusive<u64> = 0..=1_000_000_000;
 const RETRY_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 
 /// What was typed for one setting, on its way to what it means.
@@ -238,7 +260,40 @@ impl Config {
                     "It must be a size from 16MB to 64GB; units are B, kB, MB, GB and TB, and kB where none is given";
                 memory_limit.wrong(rule)
             })?;
-        Ok(Config { destination, compression, level, workers, read_ahead, memory_limit_bytes })
+        let limits = Limits::parse(settings)?;
+        Ok(Config { destination, compression, level, workers, read_ahead, memory_limit_bytes, limits })
+    }
+
+    /// Everything that is missing or wrong, one error for each setting.
+    pub fn problems(settings: &Settings) -> Vec<Error> {
+        let wrong = |setting: Setting| {
+            let mut alone = Settings::default();
+            alone.set(Setting::Storage, "file:///");
+            for typed in [Some(setting), (setting == Setting::CompressionLevel).then_some(Setting::Compression)] {
+                typed.into_iter().for_each(|typed| alone.set(typed, settings.get(typed)));
+            }
+            let error = Config::parse(&alone).err()?;
+            (error.subject() == format!("archiver.{}", setting.name())).then_some(error)
+        };
+        Setting::ALL.into_iter().filter_map(wrong).collect()
+    }
+}
+
+impl Limits {
+    fn parse(settings: &Settings) -> Result<Self> {
+        let age = settings.typed(Setting::LastWalMaximumAge);
+        let last_wal_maximum_age = match age.text {
+            "" => None,
+            text => Some(units::parse_age(text).ok_or_else(|| {
+                age.wrong("It must be a number of minutes, hours, days, weeks or months, such as 2 hours")
+            })?),
+        };
+        let queue = settings.typed(Setting::MaxIncomingWalsQueue);
+        let max_incoming_wals_queue = match queue.text {
+            "" => None,
+            _ => Some(queue.number(&WAITING_FILES)? as u64),
+        };
+        Ok(Limits { last_wal_maximum_age, max_incoming_wals_queue })
     }
 }
 
@@ -288,6 +343,10 @@ mod tests {
             (Setting::MemoryLimit, "-1"),
             (Setting::RetryTimeout, "0"),
             (Setting::RetryTimeout, "60 parsecs"),
+            (Setting::LastWalMaximumAge, "soon"),
+            (Setting::LastWalMaximumAge, "2"),
+            (Setting::MaxIncomingWalsQueue, "-1"),
+            (Setting::MaxIncomingWalsQueue, "many"),
         ] {
             let error = parse(&[(setting, value)]).expect_err(value);
             assert_eq!(error.kind(), Kind::Configuration);
@@ -295,6 +354,29 @@ mod tests {
             assert!(error.message().contains(&format!("\"{value}\"")), "{error}");
             assert!(error.detail_text().is_some_and(|detail| detail.ends_with('.')), "{error:?}");
         }
+    }
+
+    #[test]
+    fn every_wrong_setting_is_told_at_once_and_only_those() {
+        let mut settings = Settings::default();
+        assert_eq!(Config::problems(&settings).len(), 1, "storage is missing");
+        settings.set(Setting::Storage, "file:///srv/wal");
+        settings.set(Setting::Compression, "gzip");
+        assert_eq!(Config::problems(&settings), []);
+        settings.set(Setting::CompressionLevel, "12");
+        settings.set(Setting::Workers, "two");
+        settings.set(Setting::MaxIncomingWalsQueue, "10");
+        let subjects: Vec<_> = Config::problems(&settings).iter().map(|error| error.subject().to_string()).collect();
+        assert_eq!(subjects, ["archiver.compression_level", "archiver.workers"]);
+    }
+
+    #[test]
+    fn limits_are_barmans_and_may_be_missing() {
+        assert_eq!(parse(&[]).unwrap().limits, Limits::default());
+        let limits =
+            parse(&[(Setting::LastWalMaximumAge, "2 HOURS"), (Setting::MaxIncomingWalsQueue, "100")]).unwrap().limits;
+        assert_eq!(limits.last_wal_maximum_age, Some(Duration::from_secs(7200)));
+        assert_eq!(limits.max_incoming_wals_queue, Some(100));
     }
 
     #[test]

@@ -1,144 +1,15 @@
-//! What SQL sees. `sql/views.sql` joins it with what PostgreSQL tells by itself, and says who may see it.
-//!
-//! Nothing here raises for a thing that cannot be known: it is NULL, or a row that says why.
+//! Whether archiving works: what the server says of itself, and what the storage looks like.
 
-use super::module::STATE_FILE;
-use super::{ffi, guc, off_thread};
-use archiver_core::archive::waiting_files;
-use archiver_core::check::{self, Row};
-use archiver_core::config::{Config, Setting};
+use super::{STORAGE_PATIENCE, pg_wal, state_of};
+use crate::pg::{ffi, guc, off_thread};
+use archiver_core::check::{self as core_check, Row};
+use archiver_core::config::{Config, Limits};
 use archiver_core::identity::Cluster;
-use archiver_core::state::State;
+use archiver_core::queue::{Summary, waiting as waiting_files};
 use archiver_core::wal::WalName;
 use archiver_core::{Error, Kind};
 use pgrx::prelude::*;
-use serde::Serialize;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
-
-/// How long one check that reaches the storage may take.
-const CHECK_PATIENCE: Duration = Duration::from_secs(5);
-
-/// What the status row is made from beside PostgreSQL's own views; `sql/views.sql` names the columns again.
-#[derive(Serialize)]
-struct Facts {
-    storage: Option<String>,
-    server_name: String,
-    system_identifier: String,
-    configured: bool,
-    config_error: Option<String>,
-    compression: String,
-    encryption: &'static str,
-    queue_files: u64,
-    queue_bytes: u64,
-    oldest_ready_seconds: Option<f64>,
-    lag_bytes: Option<u64>,
-    #[serde(flatten)]
-    process: Option<Process>,
-}
-
-/// What the archiver process told of itself.
-#[derive(Serialize)]
-struct Process {
-    in_flight: u64,
-    last_error: Option<String>,
-    failing_since_us: Option<i64>,
-    bytes_read: u64,
-    bytes_stored: u64,
-    compression_ratio: Option<f64>,
-    read_ahead_hits: u64,
-    retries: u64,
-    put_ms_p50: Option<f64>,
-    put_ms_p99: Option<f64>,
-    stats_since_us: i64,
-}
-
-impl From<State> for Process {
-    fn from(state: State) -> Self {
-        Process {
-            in_flight: state.in_flight,
-            last_error: state.last_error,
-            failing_since_us: state.failing_since_us,
-            bytes_read: state.bytes_read,
-            bytes_stored: state.bytes_stored,
-            compression_ratio: (state.bytes_stored > 0).then(|| state.bytes_read as f64 / state.bytes_stored as f64),
-            read_ahead_hits: state.read_ahead_hits,
-            retries: state.retries,
-            put_ms_p50: state.put_ms_p50,
-            put_ms_p99: state.put_ms_p99,
-            stats_since_us: state.stats_since_us,
-        }
-    }
-}
-
-/// The state file, if the archiver process that runs now wrote it: one that came with a copy of the data directory, or
-/// that an earlier process left, says nothing.
-fn state_of(archiver_pid: Option<i32>) -> Option<State> {
-    let data_directory = ffi::data_directory();
-    let state = State::read(&data_directory.join(STATE_FILE)).ok()??;
-    let is_ours = state.system_identifier == ffi::cluster().system_identifier
-        && state.data_directory_inode == off_thread::inode_of(&data_directory)
-        && state.server_started_us == ffi::server_started_us()
-        && Some(state.archiver_pid) == archiver_pid;
-    is_ours.then_some(state)
-}
-
-/// The files that wait in pg_wal.
-#[derive(Default)]
-struct Queue {
-    files: u64,
-    bytes: u64,
-    oldest: Option<SystemTime>,
-}
-
-fn queue() -> Queue {
-    let pg_wal = ffi::data_directory().join("pg_wal");
-    let status = pg_wal.join("archive_status");
-    let mut queue = Queue::default();
-    for name in waiting_files(&status) {
-        queue.files += 1;
-        // Either may be gone by now.
-        queue.bytes += std::fs::metadata(pg_wal.join(name.to_string())).map_or(0, |meta| meta.len());
-        let ready = std::fs::metadata(status.join(format!("{name}.ready"))).and_then(|meta| meta.modified()).ok();
-        queue.oldest = queue.oldest.into_iter().chain(ready).min();
-    }
-    queue
-}
-
-fn seconds_since(time: SystemTime) -> f64 {
-    time.elapsed().unwrap_or_default().as_secs_f64()
-}
-
-/// Bytes of WAL written beyond the last archived segment, on a primary.
-fn lag_bytes(last_archived_wal: Option<&str>) -> Option<u64> {
-    let name = WalName::parse(last_archived_wal?).ok()?;
-    let size = ffi::cluster().segment_size;
-    let archived_to = name.segment()?.next(size)?.start(size)?;
-    (!ffi::is_in_recovery()).then(|| ffi::written_lsn().saturating_sub(archived_to.0))
-}
-
-/// Everything about archiving that this library knows, for the status view. Both arguments are what PostgreSQL tells.
-#[pg_extern]
-fn facts(last_archived_wal: Option<&str>, archiver_pid: Option<i32>) -> pgrx::JsonB {
-    let settings = guc::settings();
-    let config = guc::config(&ffi::data_directory());
-    let queue = queue();
-    let facts = Facts {
-        storage: Some(settings.get(Setting::Storage).to_string()).filter(|storage| !storage.is_empty()),
-        server_name: settings.get(Setting::ServerName).to_string(),
-        system_identifier: ffi::cluster().system_identifier.to_string(),
-        configured: config.is_ok(),
-        config_error: config.err().map(|error| error.to_string()),
-        compression: settings.get(Setting::Compression).to_string(),
-        encryption: "none",
-        queue_files: queue.files,
-        queue_bytes: queue.bytes,
-        oldest_ready_seconds: queue.oldest.map(seconds_since),
-        lag_bytes: lag_bytes(last_archived_wal),
-        process: state_of(archiver_pid).map(Process::from),
-    };
-    pgrx::JsonB(serde_json::to_value(facts).unwrap_or_default())
-}
 
 /// What the server's own settings and counters say; the rows that concern PostgreSQL.
 struct ServerFacts {
@@ -189,7 +60,7 @@ impl ServerFacts {
 }
 
 const AT_PROMOTION: &str = "archiving starts at promotion";
-const NO_WAL_HINT: &str = "SELECT pg_switch_wal() makes one as soon as anything was written.";
+const NO_WAL_HINT: &str = "SELECT * FROM archiver.archive_now()";
 
 fn archive_mode(facts: &ServerFacts) -> Row {
     let name = "archive_mode";
@@ -200,13 +71,15 @@ fn archive_mode(facts: &ServerFacts) -> Row {
     }
 }
 
+/// Whether a value of archive_library names this library, with or without a directory and the file's ending.
+pub(super) fn is_ours(archive_library: &str) -> bool {
+    archive_library.rsplit('/').next().is_some_and(|file| file.split('.').next() == Some("archiver"))
+}
+
 fn archive_library(facts: &ServerFacts) -> Row {
     let name = "archive_library";
     match facts.archive_library.as_str() {
-        "archiver" => Row::ok(name, "archiver"),
-        other if other.rsplit('/').next().is_some_and(|file| file.split('.').next() == Some("archiver")) => {
-            Row::ok(name, other)
-        }
+        other if is_ours(other) => Row::ok(name, other),
         other => Row::failed(
             name,
             format!("\"{other}\""),
@@ -259,38 +132,64 @@ fn continuous_archiving(facts: &ServerFacts) -> Row {
     }
 }
 
-fn last_archived(facts: &ServerFacts) -> Row {
+fn last_archived(facts: &ServerFacts, limits: &Limits) -> Row {
     let name = "last archived WAL";
     match (&facts.last_archived_wal, facts.seconds_since_archived) {
-        (Some(wal), Some(seconds)) => Row::ok(name, format!("{wal}, {seconds:.0} s ago")),
+        (Some(wal), Some(seconds)) => {
+            let detail = format!("{wal}, {seconds:.0} s ago");
+            match limits.last_wal_maximum_age {
+                Some(most) if seconds > most.as_secs_f64() => Row::failed(
+                    name,
+                    format!("{detail}; archiver.last_wal_maximum_age allows {} s", most.as_secs()),
+                    "An idle server archives nothing: archive_timeout or archiver.archive_now() completes a segment.",
+                ),
+                _ => Row::ok(name, detail),
+            }
+        }
         _ if facts.waits_for_promotion() => Row::ok(name, AT_PROMOTION),
         _ => Row::warning(name, "none", NO_WAL_HINT),
     }
 }
 
-fn waiting() -> Row {
+fn waiting(limits: &Limits) -> Row {
     let name = "waiting WAL";
-    let queue = queue();
-    let age = queue.oldest.map_or(0.0, seconds_since);
+    let queue = Summary::of(&waiting_files(&pg_wal()));
+    let age = queue.age_seconds().unwrap_or_default();
     let detail = format!("{} files, {} MiB, the oldest for {age:.0} s", queue.files, queue.bytes >> 20);
-    // A file waits for a moment at any time; one that waits for minutes means that archiving stands or lags.
-    if age > 300.0 {
-        Row::warning(name, detail, "Archiving stands or lags: see \"continuous archiving\" and the server log.")
-    } else {
-        Row::ok(name, detail)
+    let hint = "Archiving stands or lags: SELECT * FROM archiver.queue() and the server log say more.";
+    match limits.max_incoming_wals_queue {
+        Some(most) if queue.files > most => {
+            Row::failed(name, format!("{detail}; archiver.max_incoming_wals_queue allows {most} files"), hint)
+        }
+        // A file waits for a moment at any time; one that waits for minutes means that archiving stands or lags.
+        _ if age > 300.0 => Row::warning(name, detail, hint),
+        _ => Row::ok(name, detail),
+    }
+}
+
+fn refused(facts: &ServerFacts) -> Row {
+    let name = "refused files";
+    let refused = state_of(facts.archiver_pid).map(|state| state.refused).unwrap_or_default();
+    match refused.first() {
+        Some(first) => Row::failed(
+            name,
+            format!("{}, the first is \"{}\"", refused.len(), first.name),
+            "The archive holds other files of these names; both hashes: SELECT * FROM archiver.errors()",
+        ),
+        None => Row::ok(name, "none"),
     }
 }
 
 fn storage_rows(config: &Config, is_probe: bool) -> Vec<Row> {
     let off_thread = |name, work: fn(&Config, &Cluster, &Path) -> Vec<Row>| {
         let (config, cluster, data_directory) = (config.clone(), ffi::cluster(), ffi::data_directory());
-        off_thread::run(CHECK_PATIENCE, move || work(&config, &cluster, &data_directory))
+        off_thread::run(STORAGE_PATIENCE, move || work(&config, &cluster, &data_directory))
             .unwrap_or_else(|error| vec![Row::of_error(name, &error)])
     };
-    let mut rows = off_thread("storage", check::check_storage);
+    let mut rows = off_thread("storage", core_check::check_storage);
     if is_probe {
         rows.extend(off_thread("probe", |config, cluster, directory| {
-            vec![check::probe_storage(config, cluster, directory)]
+            vec![core_check::probe_storage(config, cluster, directory)]
         }));
     }
     rows
@@ -300,7 +199,7 @@ fn storage_rows(config: &Config, is_probe: bool) -> Vec<Row> {
 /// ask for, an object is written to the storage, read back and removed.
 #[pg_extern]
 #[search_path(pg_catalog, pg_temp)]
-fn check(
+pub(super) fn check(
     probe: default!(Option<bool>, false),
 ) -> TableIterator<
     'static,
@@ -316,28 +215,31 @@ fn check(
         );
     }
     let mut rows = Vec::new();
+    let config = guc::config(&ffi::data_directory());
+    let limits = config.as_ref().map(|config| config.limits.clone()).unwrap_or_default();
     match ServerFacts::read() {
-        Ok(facts) => rows.extend(
-            [archive_mode, archive_library, archive_command, continuous_archiving, last_archived]
-                .map(|row| row(&facts)),
-        ),
+        Ok(facts) => {
+            rows.extend([archive_mode, archive_library, archive_command, continuous_archiving].map(|row| row(&facts)));
+            rows.extend([last_archived(&facts, &limits), refused(&facts)]);
+        }
         Err(error) => {
             let error =
                 Error::new(Kind::Internal, "server", format!("could not read the server's statistics: {error}"));
             rows.push(Row::of_error("server", &error));
         }
     }
-    rows.push(waiting());
-    match guc::config(&ffi::data_directory()) {
+    rows.push(waiting(&limits));
+    match config {
         Ok(config) => {
             rows.push(Row::ok("settings", "all known and valid"));
-            rows.push(check::compression(&config));
+            rows.push(core_check::compression(&config));
             rows.extend(storage_rows(&config, is_probe));
         }
-        Err(error) => rows.push(Row::of_error("settings", &error)),
+        Err(_) => {
+            let problems = guc::problems(&ffi::data_directory());
+            rows.extend(problems.iter().map(|error| Row::of_error("settings", error)));
+        }
     }
     let in_columns = |row: Row| (row.name.to_string(), row.verdict.word().to_string(), row.detail, row.hint);
     TableIterator::new(rows.into_iter().map(in_columns))
 }
-
-extension_sql_file!("../../sql/views.sql", name = "views", requires = [facts, check], finalize);

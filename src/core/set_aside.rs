@@ -1,0 +1,99 @@
+//! Files set aside: what could not be archived from an incoming directory and was moved out of the way, under Barman's
+//! names `<name>.<UTC time>.<reason>`.
+
+use crate::error::Result;
+use crate::place::Place;
+use std::collections::BTreeMap;
+
+/// A file in the archive's folder of errors.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetAside {
+    /// The name it had.
+    pub name: String,
+    /// When it was set aside, in UTC: `20261121T101752Z`; empty where its name does not tell.
+    pub since: String,
+    /// Why: `duplicate`, `unknown`, or whatever stands at the end of its name.
+    pub reason: String,
+    /// Where it lies.
+    pub location: String,
+}
+
+impl SetAside {
+    /// What a file's name tells. Barman's is read from its end, since the name in front may hold dots.
+    fn of_file_name(file_name: &str, location: String) -> Self {
+        let mut parts = file_name.rsplitn(3, '.');
+        match (parts.next(), parts.next().filter(|time| is_utc_time(time)), parts.next()) {
+            (Some(reason), Some(time), Some(name)) => {
+                SetAside { name: name.into(), since: time.into(), reason: reason.into(), location }
+            }
+            _ => SetAside { name: file_name.into(), since: String::new(), reason: "unknown failure".into(), location },
+        }
+    }
+}
+
+/// `20261121T101752Z`; a number that makes it unique may follow.
+fn is_utc_time(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    bytes.len() >= 16
+        && bytes[..16].iter().enumerate().all(|(at, byte)| match at {
+            8 => *byte == b'T',
+            15 => *byte == b'Z',
+            _ => byte.is_ascii_digit(),
+        })
+}
+
+/// At most this many are told.
+const MOST: usize = 10_000;
+
+/// The files set aside in an archive, in order of their names; of very many the first ten thousand.
+pub fn list(place: &Place) -> Result<Vec<SetAside>> {
+    let page = place.store.list(&place.layout.errors_folder(), None, MOST)?;
+    let of_key = |key: &str| {
+        let file_name = key.rsplit('/').next().unwrap_or(key);
+        SetAside::of_file_name(file_name, place.store.location(key))
+    };
+    Ok(page.iter().map(|listed| of_key(&listed.key)).collect())
+}
+
+/// How many for which reason, in Barman's words: `duplicates: 2, unknown: 1`; nothing where there are none.
+pub fn summary(files: &[SetAside]) -> Option<String> {
+    let mut counts = BTreeMap::new();
+    for file in files {
+        let reason = match file.reason.as_str() {
+            "duplicate" => "duplicates",
+            "unknown" => "unknown",
+            "error" => "not relevant",
+            _ => "unknown failure",
+        };
+        *counts.entry(reason).or_insert(0) += 1;
+    }
+    let told: Vec<String> = counts.iter().map(|(reason, count)| format!("{reason}: {count}")).collect();
+    (!told.is_empty()).then(|| told.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(file_name: &str) -> SetAside {
+        SetAside::of_file_name(file_name, String::new())
+    }
+
+    #[test]
+    fn a_name_tells_what_when_and_why() {
+        let partial = of("000000010000000000000005.partial.20261121T101752Z.duplicate");
+        assert_eq!(partial.name, "000000010000000000000005.partial");
+        assert_eq!((partial.since.as_str(), partial.reason.as_str()), ("20261121T101752Z", "duplicate"));
+        assert_eq!(of("notes.txt.20261121T101752Z.unknown").name, "notes.txt");
+        for junk in ["", "notes.txt", "a.b.c", "x.20261121T101752.unknown"] {
+            assert_eq!((of(junk).name.as_str(), of(junk).reason.as_str()), (junk, "unknown failure"));
+        }
+    }
+
+    #[test]
+    fn the_summary_counts_by_reason_in_barmans_words() {
+        assert_eq!(summary(&[]), None);
+        let files = ["a.20261121T101752Z.unknown", "b.20261121T101752Z.duplicate", "c.20261121T101752Z.duplicate"];
+        assert_eq!(summary(&files.map(of)).as_deref(), Some("duplicates: 2, unknown: 1"));
+    }
+}
