@@ -8,8 +8,8 @@
 //!         store              keys and bytes; nothing of WAL names or codecs
 //!           |
 //!         place              a store with its layout and its records (catalogue, sums)
-//!        /     \
-//! archive  restore  check    the only rooms that join the pieces
+//!      /     |      \
+//! archive  restore  listing  check   the only rooms that join the pieces
 //! ```
 //! `durable`, `owner`, `pulse` and `sys` are what the file-system rooms stand on. Nothing here knows pgrx.
 #![deny(unsafe_code)]
@@ -23,6 +23,7 @@ pub mod durable;
 pub mod error;
 pub mod identity;
 pub mod layout;
+pub mod listing;
 pub mod mode;
 pub mod owner;
 pub mod place;

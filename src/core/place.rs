@@ -4,13 +4,14 @@ use crate::catalogue::Catalogue;
 use crate::config::{Destination, StorageUrl};
 use crate::durable;
 use crate::error::{Error, Kind, Result};
-use crate::identity::{Identity, MAX_IDENTITY_BYTES};
+use crate::identity::{Identity, MAX_IDENTITY_BYTES, foreign_archive};
 use crate::layout::Layout;
 use crate::mode::Mode;
 use crate::pulse::Pulse;
 use crate::store::{Listed, LocalStore, Meta, Store};
 use crate::sums::{self, Sum};
 use crate::wal::WalName;
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,6 +44,11 @@ impl Records {
     /// The noted sum of a stored file.
     pub fn find_sum(&self, layout: &Layout, name: &WalName) -> Result<Option<Sum>> {
         sums::find(&self.root.join(layout.sums_key(name)), name)
+    }
+
+    /// The noted sums of all files that share a hash directory with this one.
+    pub fn find_neighbouring_sums(&self, layout: &Layout, name: &WalName) -> Result<HashMap<WalName, Sum>> {
+        sums::find_all(&self.root.join(layout.sums_key(name)))
     }
 
     /// Removes what dead processes left in the staging folder; answers how many files.
@@ -120,6 +126,38 @@ impl Place {
             .map_err(|error| unreadable(crate::error::plain_cause(&error)))?;
         let identity = Identity::parse(&text).map_err(|error| unreadable(error.to_string()))?;
         Ok(Some((identity, object.meta)))
+    }
+
+    /// Fails unless there is an archive at all, and the right one: its identity file was read, or, where Barman keeps
+    /// none, at least one WAL file was seen. Only then does a file that is not found mean that the archive lacks it.
+    pub fn confirm_archive(&self, system_identifier: Option<u64>) -> Result<()> {
+        let location = self.location();
+        match (self.identity()?, system_identifier) {
+            (Some((identity, _)), Some(ours)) if !identity.names(ours) => {
+                Err(foreign_archive(&location, identity.system_identifier(), ours))
+            }
+            (Some(_), _) => Ok(()),
+            (None, _) if !self.list_wal(None, 1)?.is_empty() => Ok(()),
+            (None, _) => Err(Error::new(
+                Kind::Identity,
+                location.clone(),
+                format!("there is no archive at \"{location}\""),
+            )
+            .detail("Neither an identity.json nor any WAL file is there, so it cannot be told that a file is missing.")
+            .hint("Is the file system mounted? Are archiver.storage and archiver.server_name those of the server that archived?")),
+        }
+    }
+
+    /// Fails where our own records say that this file, which is not there, is in the archive.
+    pub fn confirm_never_stored(&self, name: &WalName) -> Result<()> {
+        let Some(records) = &self.records else { return Ok(()) };
+        if records.find_sum(&self.layout, name)?.is_none() {
+            return Ok(());
+        }
+        let location = self.wal_location(name);
+        Err(Error::new(Kind::Damaged, location.clone(), format!("\"{location}\" was archived and is not there"))
+            .detail("The archive's own records name it.")
+            .hint("Is a file system below the archive not mounted? PostgreSQL must not go on without this file."))
     }
 
     /// The first WAL files in it, in order of their keys, beginning behind `after`: one page of at most `most`.

@@ -7,6 +7,7 @@ use crate::durable;
 use crate::error::{Error, Result};
 use crate::mode::Mode;
 use crate::wal::WalName;
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -85,14 +86,27 @@ pub fn append(path: &Path, name: &WalName, sum: &Sum, mode: Mode) -> Result<()> 
 
 /// The sum of that file; nothing where no line tells it.
 pub fn find(path: &Path, name: &WalName) -> Result<Option<Sum>> {
+    let name = name.to_string();
+    Ok(read(path)?.lines().rev().find_map(|line| parse_line(line, &name)))
+}
+
+/// The sums of all files that the sums file at `path` tells of.
+pub fn find_all(path: &Path) -> Result<HashMap<WalName, Sum>> {
+    let parse = |line: &str| {
+        let name = line.split(' ').next()?;
+        Some((WalName::parse(name).ok()?, parse_line(line, name)?))
+    };
+    Ok(read(path)?.lines().filter_map(parse).collect())
+}
+
+/// The text of a sums file; none where there is no file.
+fn read(path: &Path) -> Result<String> {
     let mut text = Vec::new();
     match fs::File::open(path).and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut text)) {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io("read file", path, &error)),
+        Ok(_) => Ok(String::from_utf8_lossy(&text).into_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(Error::io("read file", path, &error)),
     }
-    let name = name.to_string();
-    Ok(String::from_utf8_lossy(&text).lines().rev().find_map(|line| parse_line(line, &name)))
 }
 
 fn parse_line(line: &str, name: &str) -> Option<Sum> {
@@ -130,5 +144,8 @@ mod tests {
         assert_eq!(find(&path, &two).unwrap(), Some(sum(b"two")));
         append(&path, &one, &sum(b"three"), Mode::PRIVATE).unwrap();
         assert_eq!(find(&path, &one).unwrap(), Some(sum(b"three")), "the last line counts");
+        let all = find_all(&path).unwrap();
+        assert_eq!(all, HashMap::from([(one, sum(b"three")), (two, sum(b"two"))]));
+        assert!(find_all(&directory.path().join("missing")).unwrap().is_empty());
     }
 }

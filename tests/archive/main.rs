@@ -1,7 +1,8 @@
-//! Archiving and restoring without a server: one file at a time, the pool of threads, and the way back.
+//! Archiving and restoring without a server: one file at a time, the pool of threads, the way back, and what lies there.
 
 mod duplicates;
 mod identity;
+mod listing;
 mod pool;
 mod records;
 mod restore;

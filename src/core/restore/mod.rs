@@ -70,14 +70,12 @@ fn restore_once(place: &Place, request: &Request<'_>) -> Result<Restored> {
     if let Some(restored) = look(place, request)? {
         return Ok(restored);
     }
-    confirm_archive(place, request.system_identifier)?;
+    place.confirm_archive(request.system_identifier)?;
     // A file system mounted between the look and the confirmation would make the answer wrong.
     if let Some(restored) = look(place, request)? {
         return Ok(restored);
     }
-    if was_stored(place, &request.name)? {
-        return Err(lost_file(place, &request.name));
-    }
+    place.confirm_never_stored(&request.name)?;
     Err(Error::new(
         Kind::NotFound,
         request.name.to_string(),
@@ -96,7 +94,7 @@ fn look(place: &Place, request: &Request<'_>) -> Result<Option<Restored>> {
         if let Some(object) = place.store.get(&key)? {
             // A segment says itself whose it is; a history file or a label does not.
             if !name.is_wal() {
-                confirm_archive(place, request.system_identifier)?;
+                place.confirm_archive(request.system_identifier)?;
             }
             let location = place.store.location(&key);
             let size = put_in_place(place, request, &name, object, &location)?;
@@ -104,41 +102,6 @@ fn look(place: &Place, request: &Request<'_>) -> Result<Option<Restored>> {
         }
     }
     Ok(None)
-}
-
-/// Whether our records say that the file is in the archive.
-fn was_stored(place: &Place, name: &WalName) -> Result<bool> {
-    match &place.records {
-        Some(records) => Ok(records.find_sum(&place.layout, name)?.is_some()),
-        None => Ok(false),
-    }
-}
-
-fn lost_file(place: &Place, name: &WalName) -> Error {
-    let location = place.wal_location(name);
-    Error::new(Kind::Damaged, location.clone(), format!("\"{location}\" was archived and is not there"))
-        .detail("The archive's own records name it.")
-        .hint("Is a file system below the archive not mounted? PostgreSQL must not go on without this file.")
-}
-
-/// Whether there is an archive at all, and the right one: its identity file was read, or, where Barman keeps none, at
-/// least one WAL file was seen.
-fn confirm_archive(place: &Place, system_identifier: Option<u64>) -> Result<()> {
-    let location = place.location();
-    match (place.identity()?, system_identifier) {
-        (Some((identity, _)), Some(ours)) if !identity.names(ours) => {
-            Err(foreign_archive(&location, identity.system_identifier(), ours))
-        }
-        (Some(_), _) => Ok(()),
-        (None, _) if !place.list_wal(None, 1)?.is_empty() => Ok(()),
-        (None, _) => Err(Error::new(
-            Kind::Identity,
-            location.clone(),
-            format!("there is no archive at \"{location}\""),
-        )
-        .detail("Neither an identity.json nor any WAL file is there, so it cannot be told that a file is missing.")
-        .hint("Is the file system mounted? Are archiver.storage and archiver.server_name those of the server that archived?")),
-    }
 }
 
 fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Object, location: &str) -> Result<u64> {

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Device and inode: a directory removed and made again by somebody else has others.
 type DirectoryId = (u64, u64);
@@ -134,6 +134,11 @@ impl LocalStore {
         Ok(Put::AlreadyExists)
     }
 
+    fn stat(&self, key: &str) -> Result<Option<Metadata>> {
+        let path = self.path(key);
+        Ok(if_there(fs::metadata(&path), "stat file", &path)?.filter(Metadata::is_file))
+    }
+
     /// Adds the files below `folder` whose key lies behind `after`, in order of their keys, until there are `most`.
     fn walk(&self, folder: &str, after: Option<&str>, most: usize, found: &mut Vec<Listed>) -> Result<()> {
         let path = self.path(folder);
@@ -165,8 +170,13 @@ impl LocalStore {
                 }
             } else if after.is_none_or(|after| key.as_str() > after) {
                 // Gone since the directory was read: not there.
-                if let Some(meta) = self.head(&key)? {
-                    found.push(Listed { key, stored_size: meta.stored_size, modified: meta.modified });
+                if let Some(meta) = self.stat(&key)? {
+                    found.push(Listed {
+                        key,
+                        stored_size: meta.len(),
+                        modified: modification_time(&meta),
+                        stored_at: change_time(&meta),
+                    });
                 }
             }
         }
@@ -174,10 +184,20 @@ impl LocalStore {
     }
 }
 
+fn modification_time(meta: &Metadata) -> SystemTime {
+    meta.modified().unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// When the file got its name: nothing else touches an archived file, and its modification time is its source's.
+fn change_time(meta: &Metadata) -> SystemTime {
+    let (seconds, nanoseconds) = (meta.ctime().max(0) as u64, meta.ctime_nsec().clamp(0, 999_999_999) as u32);
+    SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds)
+}
+
 fn meta_of(meta: &Metadata) -> Meta {
     Meta {
         stored_size: meta.len(),
-        modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+        modified: modification_time(meta),
         version: format!("{}-{}-{}.{}", meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec()),
     }
 }
@@ -213,8 +233,7 @@ impl Store for LocalStore {
     }
 
     fn head(&self, key: &str) -> Result<Option<Meta>> {
-        let path = self.path(key);
-        Ok(if_there(fs::metadata(&path), "stat file", &path)?.filter(Metadata::is_file).as_ref().map(meta_of))
+        Ok(self.stat(key)?.as_ref().map(meta_of))
     }
 
     fn list(&self, folder: &str, after: Option<&str>, most: usize) -> Result<Vec<Listed>> {

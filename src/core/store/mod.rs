@@ -96,4 +96,6 @@ pub struct Listed {
     pub stored_size: u64,
     /// Modification time of the file it was made from.
     pub modified: SystemTime,
+    /// When it was put there, by the storage's clock.
+    pub stored_at: SystemTime,
 }
