@@ -131,6 +131,26 @@ fn a_refused_file_is_shown_with_both_hashes_until_it_is_archived() {
 }
 
 #[test]
+fn list_wal_tells_what_lies_in_the_archive_page_by_page() {
+    let cluster = with_extension();
+    // More than one page.
+    cluster.write_segments(520);
+    cluster.drain();
+    let stored: Vec<String> = cluster.stored().into_keys().collect();
+    assert_eq!(cluster.psql("SELECT name FROM archiver.list_wal()").lines().collect::<Vec<_>>(), stored);
+    let row = "SELECT kind, timeline, size, stored_size, stored_at > now() - interval '1 hour', compression, encryption, \
+               location FROM archiver.list_wal() LIMIT 1";
+    let first = &cluster.stored()[&stored[0]];
+    let stored_size = first.metadata().unwrap().len();
+    let expected = format!("segment|1|1048576|{stored_size}|t|zstd|none|{}", first.display());
+    assert_eq!(cluster.psql(row), expected);
+    let between = format!("SELECT name FROM archiver.list_wal('{}', '{}')", stored[3], stored[5]);
+    assert_eq!(cluster.psql(&between).lines().collect::<Vec<_>>(), stored[3..=5]);
+    let error = cluster.psql_as("postgres", "SELECT * FROM archiver.list_wal('x')").unwrap_err();
+    assert!(error.contains("ERROR:  \"x\" is not the name of a WAL file"), "{error}");
+}
+
+#[test]
 fn files_set_aside_are_shown_and_fail_the_check() {
     let cluster = with_extension();
     cluster.psql("SELECT * FROM archiver.archive_now()");

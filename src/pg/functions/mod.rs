@@ -5,6 +5,7 @@
 mod archive_now;
 mod check;
 mod errors;
+mod list;
 mod queue;
 mod status;
 
@@ -56,6 +57,7 @@ fn state_of(archiver_pid: Option<i32>) -> Option<State> {
 extension_sql_file!(
     "../../../sql/views.sql",
     name = "views",
-    requires = [status::facts, check::check, queue::queue, errors::error_rows, archive_now::archive_now],
+    requires =
+        [status::facts, check::check, queue::queue, errors::error_rows, archive_now::archive_now, list::list_wal],
     finalize
 );
