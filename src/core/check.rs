@@ -1,14 +1,16 @@
 //! What can be judged of an archive from outside: the rows of `check()` that concern the storage.
 
 use crate::codec::Compression;
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::identity::{Cluster, Marker, foreign_archive, vanished_archive};
 use crate::owner::Owner;
 use crate::place::{Place, Records};
 use crate::pulse::Pulse;
+use crate::queue::{self, Summary};
 use crate::set_aside;
+use crate::state::State;
 use crate::store::{Attributes, Body};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
@@ -98,6 +100,37 @@ pub fn compression(config: &Config) -> Row {
             _ => format!("{format}, level {}", config.level),
         },
     )
+}
+
+/// The files that wait in `pg_wal`, judged by the limit that was set, or by how long the oldest waits.
+pub fn waiting(pg_wal: &Path, limits: &Limits) -> Row {
+    let name = "waiting WAL";
+    let queue = Summary::of(&queue::waiting(pg_wal));
+    let age = queue.age_seconds().unwrap_or_default();
+    let detail = format!("{} files, {} MiB, the oldest for {age:.0} s", queue.files, queue.bytes >> 20);
+    let hint = "Archiving stands or lags: SELECT * FROM archiver.queue() and the server log say more.";
+    match limits.max_incoming_wals_queue {
+        Some(most) if queue.files > most => {
+            Row::failed(name, format!("{detail}; archiver.max_incoming_wals_queue allows {most} files"), hint)
+        }
+        // A file waits for a moment at any time; one that waits for minutes means that archiving stands or lags.
+        _ if age > 300.0 => Row::warning(name, detail, hint),
+        _ => Row::ok(name, detail),
+    }
+}
+
+/// The files that the archiver process was refused, as far as its state is known.
+pub fn refused(state: Option<&State>) -> Row {
+    let name = "refused files";
+    let refused = state.map(|state| state.refused.as_slice()).unwrap_or_default();
+    match refused.first() {
+        Some(first) => Row::failed(
+            name,
+            format!("{}, the first is \"{}\"", refused.len(), first.name),
+            "The archive holds other files of these names; both hashes: SELECT * FROM archiver.errors()",
+        ),
+        None => Row::ok(name, "none"),
+    }
 }
 
 /// Judges the storage that `config` names, without writing to it, for the cluster that lies in `data_directory`.

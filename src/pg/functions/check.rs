@@ -5,7 +5,6 @@ use crate::pg::{ffi, guc, off_thread};
 use archiver_core::check::{self as core_check, Row};
 use archiver_core::config::{Config, Limits};
 use archiver_core::identity::Cluster;
-use archiver_core::queue::{Summary, waiting as waiting_files};
 use archiver_core::wal::WalName;
 use archiver_core::{Error, Kind};
 use pgrx::prelude::*;
@@ -151,35 +150,6 @@ fn last_archived(facts: &ServerFacts, limits: &Limits) -> Row {
     }
 }
 
-fn waiting(limits: &Limits) -> Row {
-    let name = "waiting WAL";
-    let queue = Summary::of(&waiting_files(&pg_wal()));
-    let age = queue.age_seconds().unwrap_or_default();
-    let detail = format!("{} files, {} MiB, the oldest for {age:.0} s", queue.files, queue.bytes >> 20);
-    let hint = "Archiving stands or lags: SELECT * FROM archiver.queue() and the server log say more.";
-    match limits.max_incoming_wals_queue {
-        Some(most) if queue.files > most => {
-            Row::failed(name, format!("{detail}; archiver.max_incoming_wals_queue allows {most} files"), hint)
-        }
-        // A file waits for a moment at any time; one that waits for minutes means that archiving stands or lags.
-        _ if age > 300.0 => Row::warning(name, detail, hint),
-        _ => Row::ok(name, detail),
-    }
-}
-
-fn refused(facts: &ServerFacts) -> Row {
-    let name = "refused files";
-    let refused = state_of(facts.archiver_pid).map(|state| state.refused).unwrap_or_default();
-    match refused.first() {
-        Some(first) => Row::failed(
-            name,
-            format!("{}, the first is \"{}\"", refused.len(), first.name),
-            "The archive holds other files of these names; both hashes: SELECT * FROM archiver.errors()",
-        ),
-        None => Row::ok(name, "none"),
-    }
-}
-
 fn storage_rows(config: &Config, is_probe: bool) -> Vec<Row> {
     let off_thread = |name, work: fn(&Config, &Cluster, &Path) -> Vec<Row>| {
         let (config, cluster, data_directory) = (config.clone(), ffi::cluster(), ffi::data_directory());
@@ -220,7 +190,7 @@ pub(super) fn check(
     match ServerFacts::read() {
         Ok(facts) => {
             rows.extend([archive_mode, archive_library, archive_command, continuous_archiving].map(|row| row(&facts)));
-            rows.extend([last_archived(&facts, &limits), refused(&facts)]);
+            rows.extend([last_archived(&facts, &limits), core_check::refused(state_of(facts.archiver_pid).as_ref())]);
         }
         Err(error) => {
             let error =
@@ -228,7 +198,7 @@ pub(super) fn check(
             rows.push(Row::of_error("server", &error));
         }
     }
-    rows.push(waiting(&limits));
+    rows.push(core_check::waiting(&pg_wal(), &limits));
     match config {
         Ok(config) => {
             rows.push(Row::ok("settings", "all known and valid"));
