@@ -1,16 +1,23 @@
 //! What can be typed.
 
+use archiver_core::wal::WalName;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// Fetches archived WAL back, and does what is done outside a server.
+/// Archives WAL, fetches it back, and does what is done outside a server.
 #[derive(Debug, Parser)]
 #[command(
     name = "archiver",
     version,
     about = "WAL archive of a PostgreSQL cluster",
     after_help = "A setting comes from its flag, else from the environment (ARCHIVER_STORAGE, ARCHIVER_SERVER_NAME, …), \
-                  else from the archiver.* lines of the server's configuration, which is found through the data directory."
+                  else from the archiver.* lines of the server's configuration, which is found through the data \
+                  directory.\n\n\
+                  Exit codes: 0 done; 1 the answer is no; 2 usage; 3 configuration; 4 storage or anything else. \
+                  Those of restore are its own.\n\n\
+                  Examples:\n  \
+                  archiver --storage file:///srv/wal list\n  \
+                  archiver -D /var/lib/postgresql/15/main exists 000000010000000200000042"
 )]
 pub struct Arguments {
     /// URL of the archive, for example file:///srv/wal
@@ -21,7 +28,7 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME", global = true)]
     pub server_name: Option<String>,
 
-    /// Data directory of the server [default: the one above the pg_wal in DEST, else the current directory]
+    /// Data directory of the server [default: the one above the pg_wal in DEST or PATH, else the current one]
     #[arg(short = 'D', long = "data-directory", value_name = "DATADIR", global = true)]
     pub data_directory: Option<PathBuf>,
 
@@ -33,6 +40,50 @@ pub struct Arguments {
 pub enum Command {
     /// Fetch one WAL file; the restore_command
     Restore(Restore),
+    /// List the archived files
+    List(List),
+    /// Say whether a file is in the archive, and where
+    Exists(Exists),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Files come by timeline, each timeline's history first. A range goes by the order in which \
+    PostgreSQL archives: history files stand before all others, so --from SEGMENT leaves them out. A size that the \
+    archive's records do not tell (Barman keeps none) is shown as - and in JSON as null.\n\n\
+    Exit codes: 0 listed; 2 usage; 3 configuration; 4 storage or anything else, also where no archive is to be seen, \
+    or another cluster's.\n\n\
+    Examples:\n  \
+    archiver list\n  \
+    archiver list --from 000000010000000200000000 --to 0000000100000002000000FF\n  \
+    archiver --storage file:///srv/wal list --json | jq 'map(.stored_size) | add'")]
+pub struct List {
+    /// The first file wanted
+    #[arg(long, value_name = "NAME", value_parser = WalName::parse)]
+    pub from: Option<WalName>,
+
+    /// The last file wanted
+    #[arg(long, value_name = "NAME", value_parser = WalName::parse)]
+    pub to: Option<WalName>,
+
+    /// One JSON array of objects
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Exit codes: 0 it is there, its place is printed; 1 the archive was seen and holds no such file; \
+    2 usage; 3 configuration; 4 storage or anything else: nobody knows whether it is there.\n\n\
+    Example:\n  archiver exists 000000010000000200000042 && echo archived"
+)]
+pub struct Exists {
+    /// The WAL file
+    #[arg(value_parser = WalName::parse)]
+    pub name: WalName,
+
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args, Debug)]

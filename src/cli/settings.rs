@@ -7,11 +7,11 @@ use archiver_core::{Error, Kind, Result};
 use std::env::VarError;
 use std::path::{Path, PathBuf};
 
-/// The server's data directory: named by flag, else the directory above the `pg_wal` in `destination`, else the current
-/// one, where PostgreSQL runs its restore_command.
-pub fn data_directory(arguments: &Arguments, destination: &Path) -> PathBuf {
+/// The server's data directory: named by flag, else the directory above the `pg_wal` in `wal_path`, else the current
+/// one, where PostgreSQL runs its commands.
+pub fn data_directory(arguments: &Arguments, wal_path: Option<&Path>) -> PathBuf {
     let above_pg_wal = || {
-        let pg_wal = destination.ancestors().find(|path| path.file_name().is_some_and(|name| name == "pg_wal"))?;
+        let pg_wal = wal_path?.ancestors().find(|path| path.file_name().is_some_and(|name| name == "pg_wal"))?;
         pg_wal.parent().map(|parent| if parent == Path::new("") { PathBuf::from(".") } else { parent.to_path_buf() })
     };
     arguments.data_directory.clone().or_else(above_pg_wal).unwrap_or_else(|| PathBuf::from("."))

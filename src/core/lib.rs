@@ -19,6 +19,7 @@ pub mod catalogue;
 pub mod check;
 pub mod codec;
 pub mod config;
+pub mod data_directory;
 pub mod durable;
 pub mod error;
 pub mod identity;

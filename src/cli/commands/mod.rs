@@ -1,3 +1,4 @@
 //! One room for each command.
 
+pub mod list;
 pub mod restore;

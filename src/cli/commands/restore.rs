@@ -1,20 +1,23 @@
 //! `archiver restore NAME DEST`: the restore_command.
 
-use crate::RESTORE_FAILED;
 use crate::args::{Arguments, OnError, Restore};
+use crate::output::tell;
 use crate::settings;
 use archiver_core::config::Destination;
+use archiver_core::data_directory::system_identifier;
 use archiver_core::place::Place;
 use archiver_core::pulse::Pulse;
 use archiver_core::report::Report;
 use archiver_core::restore::{Request, Restored, restore};
 use archiver_core::wal::WalName;
 use archiver_core::{Error, Kind, Result};
-use std::fs::File;
-use std::io::{IsTerminal, Read, Write};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Arc;
 
+/// PostgreSQL takes every exit code of a restore_command from 1 to 125 for "not in the archive", also that of a usage
+/// error or of a panic; above, it stops rather than promotes.
+pub const FAILED: u8 = 255;
 /// PostgreSQL: end of the archive, or "timeline free".
 const NOT_IN_ARCHIVE: u8 = 1;
 /// PostgreSQL on a standby: asked again soon.
@@ -22,7 +25,7 @@ const STANDBY_ASKS_AGAIN: u8 = 2;
 
 /// Restores one file and answers the exit code.
 pub fn run(arguments: &Arguments, wanted: &Restore) -> u8 {
-    let data_directory = settings::data_directory(arguments, &wanted.dest);
+    let data_directory = settings::data_directory(arguments, Some(&wanted.dest));
     match restore_file(arguments, wanted, &data_directory) {
         Ok(_) => 0,
         Err(error) if error.kind() == Kind::NotFound => {
@@ -36,14 +39,9 @@ pub fn run(arguments: &Arguments, wanted: &Restore) -> u8 {
             let what = format!("could not restore WAL file \"{}\"", wanted.name);
             tell(Report::new(&what, &error));
             let is_standby = data_directory.join("standby.signal").exists();
-            if is_standby && wanted.on_error == OnError::Retry { STANDBY_ASKS_AGAIN } else { RESTORE_FAILED }
+            if is_standby && wanted.on_error == OnError::Retry { STANDBY_ASKS_AGAIN } else { FAILED }
         }
     }
-}
-
-/// On a full disk, say, nobody can be told: the exit code must be right all the same.
-fn tell(message: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "archiver: {message}");
 }
 
 fn restore_file(arguments: &Arguments, wanted: &Restore, data_directory: &Path) -> Result<Restored> {
@@ -54,16 +52,9 @@ fn restore_file(arguments: &Arguments, wanted: &Restore, data_directory: &Path) 
         name,
         destination: &wanted.dest,
         or_partial: wanted.partial,
-        system_identifier: system_identifier(data_directory),
+        // One that cannot be read tells as little as none.
+        system_identifier: system_identifier(data_directory).unwrap_or(None),
         retry_timeout: destination.retry_timeout,
     };
     restore(|| Place::open(&destination, &Arc::new(Pulse::new())), &request)
-}
-
-/// The cluster in the data directory: the first eight bytes of its control file (PostgreSQL, pg_control.h,
-/// `ControlFileData`), in the byte order of the machine that runs it. Nothing where no cluster lies there.
-fn system_identifier(data_directory: &Path) -> Option<u64> {
-    let mut bytes = [0; 8];
-    File::open(data_directory.join("global/pg_control")).ok()?.read_exact(&mut bytes).ok()?;
-    Some(u64::from_ne_bytes(bytes))
 }
