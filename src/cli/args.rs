@@ -44,6 +44,10 @@ pub enum Command {
     List(List),
     /// Say whether a file is in the archive, and where
     Exists(Exists),
+    /// Show how archiving stands
+    Status(Status),
+    /// Judge whether archiving works
+    Check(Check),
 }
 
 #[derive(Args, Debug)]
@@ -82,6 +86,33 @@ pub struct Exists {
     pub name: WalName,
 
     /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "What only a session can see (PostgreSQL's own counters) is in the view archiver.status. Of the \
+    archiver process it is shown what that tells of itself, while it runs. What is not known is shown as - and in JSON as null.\n\n\
+    Exit codes: 0 shown; 2 usage; 3 configuration; 4 anything else.\n\n\
+    Examples:\n  \
+    archiver -D /var/lib/postgresql/15/main status\n  \
+    archiver status --json | jq .queue_files"
+)]
+pub struct Status {
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Nothing is written. What only a session can see is judged by archiver.check() in SQL.\n\n\
+    Exit codes: 0 nothing failed (there may be warnings); 1 something failed; 2 usage; 4 anything else.\n\n\
+    Examples:\n  \
+    archiver -D /var/lib/postgresql/15/main check\n  \
+    archiver check --json | jq 'map(select(.state == \"failed\"))'")]
+pub struct Check {
+    /// One JSON array of objects
     #[arg(long)]
     pub json: bool,
 }

@@ -35,6 +35,8 @@ fn run(arguments: &Arguments) -> u8 {
         Command::Restore(restore) => return commands::restore::run(arguments, restore),
         Command::List(list) => commands::list::list(arguments, list),
         Command::Exists(exists) => commands::list::exists(arguments, exists),
+        Command::Status(status) => commands::status::status(arguments, status),
+        Command::Check(check) => commands::status::check(arguments, check),
     };
     match done {
         Ok(code) => code,

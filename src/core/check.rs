@@ -4,7 +4,7 @@ use crate::codec::Compression;
 use crate::config::{Config, Limits};
 use crate::durable;
 use crate::error::{Error, Result};
-use crate::identity::{Cluster, Marker, foreign_archive, vanished_archive};
+use crate::identity::{Marker, foreign_archive, vanished_archive};
 use crate::owner::Owner;
 use crate::place::{Place, Records};
 use crate::pulse::Pulse;
@@ -17,7 +17,7 @@ use nix::unistd::{AccessFlags, access};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -133,18 +133,30 @@ pub fn refused(state: Option<&State>) -> Row {
     }
 }
 
-/// Judges the storage that `config` names, without writing to it, for the cluster that lies in `data_directory`.
-pub fn check_storage(config: &Config, cluster: &Cluster, data_directory: &Path) -> Vec<Row> {
+/// Where a cluster lives.
+#[derive(Clone, Debug)]
+pub struct Home {
+    /// The cluster.
+    pub system_identifier: u64,
+    /// Its data directory.
+    pub data_directory: PathBuf,
+}
+
+/// Judges the storage that `config` names, without writing to it, for the cluster that lives at `home`. Where that is not
+/// known, whose archive it is can be told and not judged.
+pub fn check_storage(config: &Config, home: Option<&Home>) -> Vec<Row> {
     let place = match Place::open(&config.destination, &Arc::new(Pulse::new())) {
         Ok(place) => place,
         Err(error) => return vec![Row::of_error("storage", &error)],
     };
     let mut rows = vec![Row::ok("storage", place.location())];
-    rows.push(Row::of("identity", identity(&place, cluster, data_directory)));
+    rows.push(Row::of("identity", identity(&place, home)));
     if let Some(records) = &place.records {
         rows.push(writable(&place, records));
         rows.push(Row::of("free space", free_space(records)));
-        rows.push(Row::of("separate device", separate_device(records, data_directory)));
+        if let Some(home) = home {
+            rows.push(Row::of("separate device", separate_device(records, &home.data_directory)));
+        }
         rows.push(Row::of("staged files", staging(records)));
         rows.push(Row::of("clock", clock(records)));
     }
@@ -153,16 +165,16 @@ pub fn check_storage(config: &Config, cluster: &Cluster, data_directory: &Path) 
 }
 
 /// Writes an object, reads it back and removes it. Not into another cluster's archive, nor where none was begun.
-pub fn probe_storage(config: &Config, cluster: &Cluster, data_directory: &Path) -> Row {
+pub fn probe_storage(config: &Config, home: &Home) -> Row {
     let name = "probe";
     let probed = || -> Result<Row> {
         let place = Place::open(&config.destination, &Arc::new(Pulse::new()))?;
-        let judged = identity(&place, cluster, data_directory)?;
+        let judged = identity(&place, Some(home))?;
         if judged.verdict != Verdict::Ok {
             return Ok(Row { name, ..judged });
         }
         let key = place.layout.probe_key(&Owner::current().unique_name());
-        let content = format!("written by archiver.check(probe => true) for {}\n", cluster.system_identifier);
+        let content = format!("written by archiver.check(probe => true) for {}\n", home.system_identifier);
         let attributes = Attributes { modified: SystemTime::now() };
         place.store.put_new(&key, Body::Bytes(content.as_bytes()), &attributes)?;
         let mut read = String::new();
@@ -187,20 +199,23 @@ pub fn probe_storage(config: &Config, cluster: &Cluster, data_directory: &Path) 
     Row::of(name, probed())
 }
 
-fn identity(place: &Place, cluster: &Cluster, data_directory: &Path) -> Result<Row> {
-    let (name, system_identifier) = ("identity", cluster.system_identifier);
-    let marker = Marker::of_data_directory(data_directory);
-    Ok(match place.identity()? {
-        Some((identity, _)) if identity.names(system_identifier) => {
-            Row::ok(name, format!("system identifier {system_identifier}"))
+fn identity(place: &Place, home: Option<&Home>) -> Result<Row> {
+    let name = "identity";
+    let marker = home.map(|home| Marker::of_data_directory(&home.data_directory));
+    let is_remembered = match (home, &marker) {
+        (Some(home), Some(marker)) => marker.remembers(home.system_identifier, &place.real_location())?,
+        _ => false,
+    };
+    Ok(match (place.identity()?, home) {
+        (Some((identity, _)), Some(home)) if !identity.names(home.system_identifier) => {
+            let found = identity.system_identifier();
+            Row::of_error(name, &foreign_archive(&place.location(), found, home.system_identifier))
         }
-        Some((identity, _)) => {
-            Row::of_error(name, &foreign_archive(&place.location(), identity.system_identifier(), system_identifier))
+        (Some((identity, _)), _) => Row::ok(name, format!("system identifier {}", identity.system_identifier())),
+        (None, _) if is_remembered => {
+            Row::of_error(name, &vanished_archive(&place.location(), marker.as_ref().map(Marker::path)))
         }
-        None if marker.remembers(cluster, &place.real_location())? => {
-            Row::of_error(name, &vanished_archive(&place.location(), Some(marker.path())))
-        }
-        None => Row::warning(
+        (None, _) => Row::warning(
             name,
             format!("no archive at \"{}\" yet", place.location()),
             "It is begun with the first WAL file. Is the file system mounted?",

@@ -125,14 +125,14 @@ impl Marker {
         &self.path
     }
 
-    /// Whether this cluster has begun an archive at that location. What cannot be read was not written by us.
-    pub fn remembers(&self, cluster: &Cluster, archive: &str) -> Result<bool> {
-        Ok(self.read()?.contains(&Established::new(cluster, archive)))
+    /// Whether that cluster has begun an archive at that location. What cannot be read was not written by us.
+    pub fn remembers(&self, system_identifier: u64, archive: &str) -> Result<bool> {
+        Ok(self.read()?.contains(&Established::new(system_identifier, archive)))
     }
 
     /// Remembers it, durably, beside those remembered before.
-    pub fn remember(&self, cluster: &Cluster, archive: &str) -> Result<()> {
-        let new = Established::new(cluster, archive);
+    pub fn remember(&self, system_identifier: u64, archive: &str) -> Result<()> {
+        let new = Established::new(system_identifier, archive);
         let mut all = self.read()?;
         all.retain(|seen| *seen != new);
         all.insert(0, new);
@@ -152,8 +152,8 @@ impl Marker {
 }
 
 impl Established {
-    fn new(cluster: &Cluster, archive: &str) -> Self {
-        Established { system_identifier: cluster.system_identifier.to_string(), archive: archive.to_string() }
+    fn new(system_identifier: u64, archive: &str) -> Self {
+        Established { system_identifier: system_identifier.to_string(), archive: archive.to_string() }
     }
 }
 
@@ -186,14 +186,13 @@ mod tests {
     fn the_marker_remembers_each_archive_of_one_cluster() {
         let directory = tempfile::tempdir().unwrap();
         let marker = Marker::new(directory.path().join("archiver.established"));
-        assert!(!marker.remembers(&CLUSTER, "/srv/wal/main").unwrap());
-        marker.remember(&CLUSTER, "/srv/wal/main").unwrap();
-        assert!(marker.remembers(&CLUSTER, "/srv/wal/main").unwrap());
-        assert!(!marker.remembers(&CLUSTER, "/srv/wal/other").unwrap());
-        marker.remember(&CLUSTER, "/srv/wal/other").unwrap();
-        assert!(marker.remembers(&CLUSTER, "/srv/wal/main").unwrap());
-        let clone = Cluster { system_identifier: 8, ..CLUSTER };
-        assert!(!marker.remembers(&clone, "/srv/wal/main").unwrap());
+        assert!(!marker.remembers(CLUSTER.system_identifier, "/srv/wal/main").unwrap());
+        marker.remember(CLUSTER.system_identifier, "/srv/wal/main").unwrap();
+        assert!(marker.remembers(CLUSTER.system_identifier, "/srv/wal/main").unwrap());
+        assert!(!marker.remembers(CLUSTER.system_identifier, "/srv/wal/other").unwrap());
+        marker.remember(CLUSTER.system_identifier, "/srv/wal/other").unwrap();
+        assert!(marker.remembers(CLUSTER.system_identifier, "/srv/wal/main").unwrap());
+        assert!(!marker.remembers(8, "/srv/wal/main").unwrap());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

@@ -7,11 +7,17 @@ use crate::archive::Progress;
 use crate::durable;
 use crate::error::{Error, Kind, Result};
 use crate::wal::WalName;
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+/// Below the data directory. pg_basebackup and pg_rewind leave pg_stat_tmp out.
+pub const STATE_FILE: &str = "pg_stat_tmp/archiver.state";
 /// Far beyond any state file.
 const MAX_STATE_BYTES: u64 = 4 << 20;
 /// At most so many files are told of, and at most so much of what is wrong with one.
@@ -153,6 +159,20 @@ impl State {
         }
     }
 
+    /// The state that the archiver process of the server in `data_directory` tells now; nothing where none runs. It is
+    /// recognised by what the server writes into postmaster.pid (its start in the third line) and by its process.
+    pub fn of_running_server(data_directory: &Path, system_identifier: u64) -> Option<State> {
+        const STARTUP_US: i64 = 600_000_000;
+        let lines = fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+        let launched_us = lines.lines().nth(2)?.trim().parse::<i64>().ok()?.checked_mul(1_000_000)?;
+        let state = State::read(&data_directory.join(STATE_FILE)).ok()??;
+        let is_of_this_start = (launched_us..launched_us.saturating_add(STARTUP_US)).contains(&state.server_started_us);
+        let inode = fs::metadata(data_directory).ok()?.ino();
+        let is_alive = kill(Pid::from_raw(state.archiver_pid), None) != Err(Errno::ESRCH);
+        let is_its = state.system_identifier == system_identifier && state.data_directory_inode == inode;
+        (is_its && is_of_this_start && is_alive).then_some(state)
+    }
+
     /// Whether every field is one that SQL can show.
     fn is_sane(&self) -> bool {
         let counts = [
@@ -181,7 +201,6 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn a_refused_file_is_told_until_it_is_archived() {

@@ -10,7 +10,7 @@ use archiver_core::config::Config;
 use archiver_core::identity::Marker;
 use archiver_core::pulse::Pulse;
 use archiver_core::report::Report;
-use archiver_core::state::State;
+use archiver_core::state::{STATE_FILE, State};
 use archiver_core::wal::WalName;
 use archiver_core::{Error, Kind, Result};
 use once_cell::sync::OnceCell;
@@ -22,8 +22,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Below the data directory, which is the archiver's working directory. pg_basebackup and pg_rewind leave pg_stat_tmp out.
-pub const STATE_FILE: &str = "pg_stat_tmp/archiver.state";
 const ARCHIVE_STATUS: &str = "pg_wal/archive_status";
 /// The postmaster writes its state into the eighth line (miscinit.c, `LOCK_FILE_LINE_PM_STATUS`).
 const POSTMASTER_STATUS: (&str, usize) = ("postmaster.pid", 7);

@@ -213,6 +213,6 @@ fn a_marker_of_another_cluster_is_not_ours() {
     archive_file(&site.archive(), &site.offer_segment(1)).unwrap();
     let marker = Marker::new(site.path("data/archiver.established"));
     let clone = Cluster { system_identifier: 42, ..site.cluster };
-    assert!(marker.remembers(&site.cluster, &site.place().location()).unwrap());
-    assert!(!marker.remembers(&clone, &site.place().location()).unwrap());
+    assert!(marker.remembers(site.cluster.system_identifier, &site.place().location()).unwrap());
+    assert!(!marker.remembers(clone.system_identifier, &site.place().location()).unwrap());
 }

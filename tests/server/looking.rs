@@ -1,6 +1,6 @@
 //! What SQL shows and does beside the status row: queue, errors, archive_now, and all that check() judges.
 
-use crate::cluster::{Cluster, started, wait_until};
+use crate::cluster::{Cluster, Stop, started, text, wait_until};
 use std::fs;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -222,4 +222,46 @@ fn check_names_every_wrong_setting_leftovers_and_a_clock_that_is_off() {
     for name in ["archiver.workers", "archiver.compresion", "archiver.compression_level"] {
         assert!(rows.contains(name), "{rows}");
     }
+}
+
+#[test]
+fn the_program_shows_and_judges_what_sql_does_while_the_server_runs_and_after() {
+    let cluster = with_extension();
+    cluster.psql("SELECT * FROM archiver.archive_now()");
+    let run = |arguments: &[&str]| {
+        let output = cluster.archiver_program().args(arguments).output().expect("run archiver");
+        (output.status.code(), text(&output.stdout))
+    };
+    let json =
+        |query: &str, input: &str| cluster.psql(&format!("SELECT {query} FROM (SELECT $${input}$$::jsonb) AS t(j)"));
+    let (code, shown) = run(&["status", "--json"]);
+    assert_eq!(code, Some(0));
+    let sql = "SELECT storage, server_name, system_identifier, compression, encryption, archiver_pid, queue_files, \
+               bytes_read, bytes_stored FROM archiver.status";
+    let fields = "j->>'storage', j->>'server_name', j->>'system_identifier', j->>'compression', j->>'encryption', \
+                  j->>'archiver_pid', j->>'queue_files', j->>'bytes_read', j->>'bytes_stored'";
+    assert_eq!(json(fields, &shown), cluster.psql(sql));
+
+    let (code, judged) = run(&["check", "--json"]);
+    assert_eq!(code, Some(0), "{judged}");
+    let ours = format!(
+        "SELECT string_agg(concat(e->>'name', e->>'state', e->>'hint'), ',' ORDER BY e->>'name') \
+         FROM jsonb_array_elements($${judged}$$::jsonb) AS e"
+    );
+    // What only a session sees is left out, and what changes from one moment to the next.
+    let theirs = "SELECT string_agg(concat(name, state, hint), ',' ORDER BY name) FROM archiver.check() \
+                  WHERE name NOT IN ('archive_mode', 'archive_library', 'archive_command', 'continuous archiving', \
+                                     'last archived WAL')";
+    assert_eq!(cluster.psql(&ours), cluster.psql(theirs));
+
+    cluster.stop(Stop::Fast);
+    let (code, shown) = run(&["status"]);
+    assert_eq!(code, Some(0));
+    let field = |name: &str| shown.lines().find(|line| line.starts_with(name)).map(|line| line[22..].to_string());
+    assert_eq!(field("archiver_pid").as_deref(), Some("-"), "an archiver that has ended tells nothing:\n{shown}");
+    assert_eq!(field("queue_files").as_deref(), Some("0"));
+    std::fs::rename(cluster.archive(), cluster.path("away")).unwrap();
+    let (code, judged) = run(&["check"]);
+    assert_eq!(code, Some(1));
+    assert!(judged.lines().any(|line| line.starts_with("failed   storage ")), "{judged}");
 }

@@ -241,7 +241,7 @@ impl Archive {
         }
         let location = place.location();
         let is_remembered = match &self.marker {
-            Some(marker) => marker.remembers(&self.cluster, &place.real_location())?,
+            Some(marker) => marker.remembers(self.cluster.system_identifier, &place.real_location())?,
             None => true,
         };
         if place.identity()?.is_none() {
@@ -267,7 +267,9 @@ impl Archive {
     }
 
     fn remember(&self, place: &Place) -> bool {
-        self.marker.as_ref().is_none_or(|marker| marker.remember(&self.cluster, &place.real_location()).is_ok())
+        self.marker
+            .as_ref()
+            .is_none_or(|marker| marker.remember(self.cluster.system_identifier, &place.real_location()).is_ok())
     }
 
     /// Makes the identity file of an archive that has none: it is new, or Barman began it and its WAL is this cluster's.

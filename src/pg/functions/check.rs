@@ -2,13 +2,11 @@
 
 use super::{STORAGE_PATIENCE, pg_wal, state_of};
 use crate::pg::{ffi, guc, off_thread};
-use archiver_core::check::{self as core_check, Row};
+use archiver_core::check::{self as core_check, Home, Row};
 use archiver_core::config::{Config, Limits};
-use archiver_core::identity::Cluster;
 use archiver_core::wal::WalName;
 use archiver_core::{Error, Kind};
 use pgrx::prelude::*;
-use std::path::Path;
 
 /// What the server's own settings and counters say; the rows that concern PostgreSQL.
 struct ServerFacts {
@@ -151,16 +149,15 @@ fn last_archived(facts: &ServerFacts, limits: &Limits) -> Row {
 }
 
 fn storage_rows(config: &Config, is_probe: bool) -> Vec<Row> {
-    let off_thread = |name, work: fn(&Config, &Cluster, &Path) -> Vec<Row>| {
-        let (config, cluster, data_directory) = (config.clone(), ffi::cluster(), ffi::data_directory());
-        off_thread::run(STORAGE_PATIENCE, move || work(&config, &cluster, &data_directory))
+    let off_thread = |name, work: fn(&Config, &Home) -> Vec<Row>| {
+        let home = Home { system_identifier: ffi::cluster().system_identifier, data_directory: ffi::data_directory() };
+        let config = config.clone();
+        off_thread::run(STORAGE_PATIENCE, move || work(&config, &home))
             .unwrap_or_else(|error| vec![Row::of_error(name, &error)])
     };
-    let mut rows = off_thread("storage", core_check::check_storage);
+    let mut rows = off_thread("storage", |config, home| core_check::check_storage(config, Some(home)));
     if is_probe {
-        rows.extend(off_thread("probe", |config, cluster, directory| {
-            vec![core_check::probe_storage(config, cluster, directory)]
-        }));
+        rows.extend(off_thread("probe", |config, home| vec![core_check::probe_storage(config, home)]));
     }
     rows
 }

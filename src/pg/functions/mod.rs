@@ -9,13 +9,12 @@ mod list;
 mod queue;
 mod status;
 
-use super::module::STATE_FILE;
 use super::{ffi, guc, off_thread};
 use archiver_core::Result;
 use archiver_core::config::Config;
 use archiver_core::place::Place;
 use archiver_core::pulse::Pulse;
-use archiver_core::state::State;
+use archiver_core::state::{STATE_FILE, State};
 use pgrx::prelude::*;
 use std::path::PathBuf;
 use std::sync::Arc;

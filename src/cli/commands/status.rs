@@ -1,0 +1,159 @@
+//! `archiver status` and `archiver check`: how archiving stands, seen from outside the server.
+
+use crate::args::{Arguments, Check, Status};
+use crate::output::{self, End, rfc3339, write_json};
+use crate::settings;
+use archiver_core::Error;
+use archiver_core::check::{self, Home, Row, Verdict};
+use archiver_core::config::Config;
+use archiver_core::data_directory::system_identifier;
+use archiver_core::queue::{Summary, waiting};
+use archiver_core::state::State;
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// The cluster that lives in the data directory, if one does, and what its archiver process tells.
+fn look_at(data_directory: &Path) -> archiver_core::Result<(Option<Home>, Option<State>)> {
+    let home = system_identifier(data_directory)?
+        .map(|system_identifier| Home { system_identifier, data_directory: data_directory.to_path_buf() });
+    let state = home.as_ref().and_then(|home| State::of_running_server(data_directory, home.system_identifier));
+    Ok((home, state))
+}
+
+/// What is shown, in this order, as the columns of `archiver.status` are called.
+struct Shown(Vec<(&'static str, Value)>);
+
+impl Serialize for Shown {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+fn time(us: i64) -> Option<String> {
+    let since_epoch = Duration::from_micros(u64::try_from(us).ok()?);
+    Some(rfc3339(UNIX_EPOCH + since_epoch, 6))
+}
+
+fn in_tenths(number: f64) -> f64 {
+    (number * 10.0).round() / 10.0
+}
+
+impl Shown {
+    fn of(config: &Config, home: Option<&Home>, state: Option<State>) -> Self {
+        let queue = home.map(|home| Summary::of(&waiting(&home.data_directory.join("pg_wal"))));
+        let ratio = state.as_ref().filter(|state| state.bytes_stored > 0);
+        let ratio = ratio.map(|state| in_tenths(state.bytes_read as f64 / state.bytes_stored as f64));
+        let state = state.as_ref();
+        Shown(vec![
+            ("storage", json!(config.destination.storage.to_string())),
+            ("server_name", json!(config.destination.server_name.to_string())),
+            ("system_identifier", json!(home.map(|home| home.system_identifier.to_string()))),
+            ("compression", json!(config.compression.name())),
+            ("encryption", json!("none")),
+            ("archiver_pid", json!(state.map(|state| state.archiver_pid))),
+            ("queue_files", json!(queue.map(|queue| queue.files))),
+            ("queue_bytes", json!(queue.map(|queue| queue.bytes))),
+            ("oldest_ready_seconds", json!(queue.and_then(|queue| queue.age_seconds()).map(in_tenths))),
+            ("in_flight", json!(state.map(|state| state.in_flight))),
+            ("last_error", json!(state.and_then(|state| state.last_error.as_ref()))),
+            ("failing_since", json!(state.and_then(|state| state.failing_since_us).and_then(time))),
+            ("bytes_read", json!(state.map(|state| state.bytes_read))),
+            ("bytes_stored", json!(state.map(|state| state.bytes_stored))),
+            ("compression_ratio", json!(ratio)),
+            ("read_ahead_hits", json!(state.map(|state| state.read_ahead_hits))),
+            ("retries", json!(state.map(|state| state.retries))),
+            ("put_ms_p50", json!(state.and_then(|state| state.put_ms_p50).map(in_tenths))),
+            ("put_ms_p99", json!(state.and_then(|state| state.put_ms_p99).map(in_tenths))),
+            ("stats_since", json!(state.and_then(|state| time(state.stats_since_us)))),
+        ])
+    }
+
+    /// One field a line.
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        self.0.iter().try_for_each(|(name, value)| {
+            let text = match value {
+                Value::Null => "-".to_string(),
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            writeln!(out, "{name:<20}  {text}")
+        })
+    }
+}
+
+/// Prints how archiving stands.
+pub fn status(arguments: &Arguments, wanted: &Status) -> Result<u8, End> {
+    let data_directory = settings::data_directory(arguments, None);
+    let config = Config::parse(&settings::read(arguments, &data_directory)?)?;
+    let (home, state) = look_at(&data_directory)?;
+    let shown = Shown::of(&config, home.as_ref(), state);
+    let mut out = output::standard_output();
+    if wanted.json {
+        write_json(&mut out, &shown)?;
+        out.write_all(b"\n")?;
+    } else {
+        shown.write(&mut out)?;
+    }
+    out.flush()?;
+    Ok(output::DONE)
+}
+
+/// A row, as `archiver.check()` names its columns.
+#[derive(Serialize)]
+struct Judged {
+    name: &'static str,
+    state: &'static str,
+    detail: String,
+    hint: Option<String>,
+}
+
+fn judge(arguments: &Arguments) -> archiver_core::Result<Vec<Row>> {
+    let data_directory = settings::data_directory(arguments, None);
+    let as_row = |error: &Error| Row::of_error("settings", error);
+    let settings = match settings::read(arguments, &data_directory) {
+        Ok(settings) => settings,
+        Err(error) => return Ok(vec![as_row(&error)]),
+    };
+    let config = match Config::parse(&settings) {
+        Ok(config) => config,
+        Err(_) => return Ok(Config::problems(&settings).iter().map(as_row).collect()),
+    };
+    let (home, state) = look_at(&data_directory)?;
+    let mut rows = vec![Row::ok("settings", "all known and valid"), check::compression(&config)];
+    if home.is_some() {
+        rows.push(check::waiting(&data_directory.join("pg_wal"), &config.limits));
+        rows.push(check::refused(state.as_ref()));
+    }
+    rows.extend(check::check_storage(&config, home.as_ref()));
+    Ok(rows)
+}
+
+/// Prints a row for each thing that could keep archiving from working; the exit code says whether one failed.
+pub fn check(arguments: &Arguments, wanted: &Check) -> Result<u8, End> {
+    let rows = judge(arguments)?;
+    let code = if rows.iter().any(|row| row.verdict == Verdict::Failed) { output::NO } else { output::DONE };
+    let mut out = output::standard_output();
+    let written = if wanted.json {
+        let judged = |row: &Row| Judged {
+            name: row.name,
+            state: row.verdict.word(),
+            detail: row.detail.clone(),
+            hint: row.hint.clone(),
+        };
+        let rows: Vec<Judged> = rows.iter().map(judged).collect();
+        write_json(&mut out, &rows).and_then(|()| out.write_all(b"\n"))
+    } else {
+        rows.iter().try_for_each(|row| {
+            writeln!(out, "{:<7}  {:<17}  {}", row.verdict.word(), row.name, row.detail)?;
+            row.hint.iter().try_for_each(|hint| writeln!(out, "{:<26}  {hint}", ""))
+        })
+    };
+    match written.and_then(|()| out.flush()).map_err(End::from) {
+        // The exit code is the answer.
+        Ok(()) | Err(End::ReaderLeft) => Ok(code),
+        Err(failed) => Err(failed),
+    }
+}
