@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use archiver_core::config::Setting;
 use archiver_core::wal::WalName;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -36,10 +37,28 @@ pub struct Arguments {
     pub command: Command,
 }
 
+impl Arguments {
+    /// What was typed for a setting.
+    pub fn flag(&self, setting: Setting) -> Option<String> {
+        let given = match (setting, &self.command) {
+            (Setting::Storage, _) => &self.storage,
+            (Setting::ServerName, _) => &self.server_name,
+            (Setting::Compression, Command::Archive(archive)) => &archive.compression,
+            (Setting::CompressionLevel, Command::Archive(archive)) => &archive.compression_level,
+            (Setting::MemoryLimit, Command::Archive(archive)) => &archive.memory_limit,
+            (Setting::RetryTimeout, Command::Archive(archive)) => &archive.retry_timeout,
+            _ => &None,
+        };
+        given.clone()
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Fetch one WAL file; the restore_command
     Restore(Restore),
+    /// Archive WAL files; an archive_command
+    Archive(Archive),
     /// List the archived files
     List(List),
     /// Say whether a file is in the archive, and where
@@ -48,6 +67,59 @@ pub enum Command {
     Status(Status),
     /// Judge whether archiving works
     Check(Check),
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "A file is archived once it and its line in the catalogue are durable. The same content again is \
+    success, other content under the same name is refused, and an archive belongs to one cluster: that of the data \
+    directory, else the one that wrote the first segment named.\n\n\
+    DIR is read as Barman's incoming directory: segments, partial ones, backup labels and histories are archived in \
+    PostgreSQL's order and then removed; hidden files and *.tmp are left alone, and everything else is an error and \
+    stays. Bring files there under another name and rename them. A server's own pg_wal is refused.\n\n\
+    Exit codes: 0 all of it is archived; 2 usage; 3 configuration; 4 storage or anything else, also where one file of \
+    many was refused.\n\n\
+    Examples:\n  \
+    archive_command = 'archiver archive %p'\n  \
+    archiver --storage file:///srv/wal archive /var/lib/incoming\n  \
+    archiver -D /var/lib/postgresql/15/main archive --keep --verbose /mnt/rescued"
+)]
+pub struct Archive {
+    /// WAL files (%p in archive_command), or one directory
+    #[arg(value_name = "PATH", required = true)]
+    pub paths: Vec<PathBuf>,
+
+    /// Leave the files of the directory where they are
+    #[arg(long)]
+    pub keep: bool,
+
+    /// One line a file
+    #[arg(long)]
+    pub verbose: bool,
+
+    /// No summary of a directory
+    #[arg(long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// One JSON object: what became of each file, and the summary
+    #[arg(long, conflicts_with_all = ["verbose", "quiet"])]
+    pub json: bool,
+
+    /// How the files are compressed: none, gzip, bzip2, xz, zstd, lz4 or snappy
+    #[arg(long, value_name = "FORMAT")]
+    pub compression: Option<String>,
+
+    /// low, medium, high or a number
+    #[arg(long, value_name = "LEVEL")]
+    pub compression_level: Option<String>,
+
+    /// Bound on the memory of all buffers, for example 64MB; a segment too large for it is streamed
+    #[arg(long, value_name = "SIZE")]
+    pub memory_limit: Option<String>,
+
+    /// How long failures that may pass are tried again, for example 60s
+    #[arg(long, value_name = "TIME")]
+    pub retry_timeout: Option<String>,
 }
 
 #[derive(Args, Debug)]

@@ -23,9 +23,7 @@ pub fn read(arguments: &Arguments, data_directory: &Path) -> Result<Settings> {
     let mut settings = Settings::default();
     let mut given = Vec::new();
     for setting in Setting::ALL {
-        if let Some(value) =
-            flag(arguments, setting).map_or_else(|| from_environment(setting), |flag| Ok(Some(flag)))?
-        {
+        if let Some(value) = arguments.flag(setting).map_or_else(|| from_environment(setting), |flag| Ok(Some(flag)))? {
             given.push((setting, value));
         }
     }
@@ -51,14 +49,6 @@ pub fn read(arguments: &Arguments, data_directory: &Path) -> Result<Settings> {
         ));
     }
     Ok(settings)
-}
-
-fn flag(arguments: &Arguments, setting: Setting) -> Option<String> {
-    match setting {
-        Setting::Storage => arguments.storage.clone(),
-        Setting::ServerName => arguments.server_name.clone(),
-        _ => None,
-    }
 }
 
 fn from_environment(setting: Setting) -> Result<Option<String>> {

@@ -10,8 +10,11 @@
 //!         place              a store with its layout and its records (catalogue, sums)
 //!      /     |      \
 //! archive  restore  listing  check   the only rooms that join the pieces
+//!    |
+//! incoming                   archiving from outside the server
 //! ```
-//! `durable`, `owner`, `pulse` and `sys` are what the file-system rooms stand on. Nothing here knows pgrx.
+//! `data_directory` tells whose WAL it is where no server does. `durable`, `owner`, `pulse` and `sys` are what the
+//! file-system rooms stand on. Nothing here knows pgrx.
 #![deny(unsafe_code)]
 
 pub mod archive;
@@ -23,6 +26,7 @@ pub mod data_directory;
 pub mod durable;
 pub mod error;
 pub mod identity;
+pub mod incoming;
 pub mod layout;
 pub mod listing;
 pub mod mode;

@@ -1,5 +1,6 @@
 //! One room for each command.
 
+pub mod archive;
 pub mod list;
 pub mod restore;
 pub mod status;

@@ -23,7 +23,9 @@ use crate::sums::{Hash, Sum};
 use crate::wal::{LongPageHeader, WalName};
 use once_cell::sync::OnceCell;
 use source::Source;
+use std::fs::{self, Metadata};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -113,6 +115,20 @@ impl Archive {
 
     fn place(&self) -> Result<&Place> {
         self.place.get_or_try_init(|| Place::open(&self.config.destination, &self.pulse))
+    }
+
+    /// Opens the storage, unless that was done before. Nothing is written.
+    pub fn open(&self) -> Result<()> {
+        self.place().map(drop)
+    }
+
+    /// Whether the file with that metadata is the very one that is stored under `name`.
+    pub fn is_stored_file(&self, name: &WalName, file: &Metadata) -> Result<bool> {
+        let place = self.place()?;
+        let Some(records) = &place.records else { return Ok(false) };
+        let path = records.root().join(place.layout.wal_key(name, ""));
+        let stored = fs::metadata(&path).map_err(|error| Error::io("stat file", &path, &error))?;
+        Ok((stored.dev(), stored.ino()) == (file.dev(), file.ino()))
     }
 
     /// The configuration it was made with.

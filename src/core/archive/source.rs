@@ -36,7 +36,8 @@ impl Stamp {
         path.metadata().map(|meta| Stamp::of(&meta))
     }
 
-    fn of(meta: &Metadata) -> Self {
+    /// The stamp of the file with that metadata.
+    pub fn of(meta: &Metadata) -> Self {
         Stamp {
             device: meta.dev(),
             inode: meta.ino(),
@@ -203,7 +204,7 @@ fn check_content(file: &WalFile, cluster: &Cluster, plain: &Scanned) -> Result<(
 
 fn unfit(file: &WalFile, cause: &str) -> Error {
     Error::new(Kind::Source, file.path.display().to_string(), format!("the file is not what its name says: {cause}"))
-        .hint("Nothing was stored. Find out what put it into pg_wal before you remove it.")
+        .hint("Nothing was stored. Find out what put it there before you remove it.")
 }
 
 fn out_of_memory(file: &WalFile, bytes: u64) -> Error {

@@ -6,5 +6,5 @@ mod page;
 mod position;
 
 pub use name::{BadName, Kind, SegmentName, WalName};
-pub use page::{BadHeader, Expected, LongPageHeader, magic_of_major};
+pub use page::{BadHeader, Expected, LongPageHeader, magic_of_major, major_of_magic};
 pub use position::{Lsn, SegmentSize, Timeline};

@@ -93,6 +93,11 @@ pub fn magic_of_major(major: u32) -> Option<u16> {
     }
 }
 
+/// The major version whose WAL has that magic, of those that [`magic_of_major`] knows.
+pub fn major_of_magic(magic: u16) -> Option<u32> {
+    (15..=18).find(|&major| magic_of_major(major) == Some(magic))
+}
+
 /// `XLP_LONG_HEADER` and `XLP_ALL_FLAGS` of xlog_internal.h.
 const LONG_HEADER: u16 = 0x0002;
 const ALL_FLAGS: u16 = 0x000F;

@@ -1,5 +1,6 @@
 //! The real binary, in fresh directories, without a server: what it says, what it leaves, and how it ends.
 
+mod archiving;
 mod listing;
 
 use archiver_tests::Site;

@@ -1,0 +1,162 @@
+//! `archiver archive PATH…` and `archiver archive DIR`: the archive_command, and Barman's incoming directory.
+
+use crate::args::{Archive as Arguments, Arguments as Typed};
+use crate::output::{self, End, tell, write_json};
+use crate::settings;
+use archiver_core::archive::Archive;
+use archiver_core::config::Config;
+use archiver_core::data_directory::{cluster, writer};
+use archiver_core::incoming::{Outcome, Queue};
+use archiver_core::pulse::Pulse;
+use archiver_core::report::Report;
+use archiver_core::{Error, Kind, Result};
+use serde::Serialize;
+use std::io::{self, BufWriter, StdoutLock, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Archives what was named; 0 only where all of it is.
+pub fn run(typed: &Typed, wanted: &Arguments) -> std::result::Result<u8, End> {
+    let directory = wanted.paths.iter().find(|path| path.is_dir());
+    if let Some(directory) = directory.filter(|_| wanted.paths.len() > 1) {
+        tell(format_args!("\"{}\" is a directory and must be named alone", directory.display()));
+        return Ok(output::USAGE);
+    }
+    let data_directory = settings::data_directory(typed, wanted.paths.first().map(|path| path.as_path()));
+    let config = Config::parse(&settings::read(typed, &data_directory)?)?;
+    let queue = match directory {
+        Some(directory) => Queue::of_directory(directory)?,
+        None => Queue::of_paths(&wanted.paths),
+    };
+    let queue = if wanted.keep { queue.keep_sources() } else { queue };
+    // Where nothing is to be archived nobody need know whose it would be.
+    let archive = match queue.items.is_empty() {
+        true => None,
+        false => Some(open(typed, config, &data_directory, &queue)?),
+    };
+
+    let mut told = Told::begin(wanted, directory.is_some());
+    let mut each = |path: &Path, outcome| told.take(path, &outcome);
+    queue.tell_unarchivable(&mut each);
+    let synced = archive.map_or(Ok(()), |archive| queue.archive(&archive, &mut each));
+    if let Err(error) = &synced {
+        tell(Report::of(error));
+    }
+    let is_whole = told.end() && synced.is_ok();
+    Ok(if is_whole { output::DONE } else { output::ANYTHING_ELSE })
+}
+
+/// The archive of the cluster in the data directory, else of the one that wrote the files.
+fn open(typed: &Typed, config: Config, data_directory: &Path, queue: &Queue) -> Result<Archive> {
+    let (cluster, marker) = match cluster(data_directory, &queue.items)? {
+        Some((cluster, marker)) => (cluster, Some(marker)),
+        None if typed.data_directory.is_some() => {
+            let path = data_directory.display().to_string();
+            let message = format!("\"{path}\" is no data directory");
+            return Err(Error::new(Kind::Configuration, path, message).detail("There is no global/pg_control in it."));
+        }
+        None => (writer(&queue.items)?, None),
+    };
+    Archive::new(config, cluster, marker, Arc::new(Pulse::new()))
+}
+
+/// One file, for machines.
+#[derive(Serialize)]
+struct Line<'a> {
+    file: &'a str,
+    state: &'static str,
+    reason: Option<String>,
+}
+
+/// What has been told so far. That nobody listens any more keeps no file from being archived.
+struct Told {
+    out: Option<BufWriter<StdoutLock<'static>>>,
+    has_summary: bool,
+    is_verbose: bool,
+    is_json: bool,
+    run: u64,
+    skipped: u64,
+    errors: u64,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    total: u64,
+    run: u64,
+    skipped: u64,
+    errors: u64,
+}
+
+impl Told {
+    fn begin(wanted: &Arguments, is_directory: bool) -> Self {
+        let mut told = Told {
+            out: Some(output::standard_output()),
+            has_summary: is_directory && !wanted.quiet,
+            is_verbose: wanted.verbose,
+            is_json: wanted.json,
+            run: 0,
+            skipped: 0,
+            errors: 0,
+        };
+        if told.is_json {
+            told.print(|out| out.write_all(b"{\"files\":["));
+        }
+        told
+    }
+
+    fn print(&mut self, write: impl FnOnce(&mut BufWriter<StdoutLock<'static>>) -> io::Result<()>) {
+        let Some(out) = &mut self.out else { return };
+        if let Err(error) = write(out) {
+            if let End::Failed(error) = error.into() {
+                tell(error);
+            }
+            // What is left in the buffer is not worth another try when it is dropped.
+            self.out.take().map(BufWriter::into_parts);
+        }
+    }
+
+    fn take(&mut self, path: &Path, outcome: &Outcome) {
+        let is_first = self.run + self.skipped + self.errors == 0;
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+        let (state, reason) = match outcome {
+            Outcome::Archived => ("archived", None),
+            Outcome::AlreadyArchived => ("already archived", None),
+            Outcome::Skipped(reason) => ("skipped", Some((*reason).to_string())),
+            Outcome::Failed(error) => {
+                tell(Report::new(&format!("could not archive file \"{name}\""), error));
+                ("failed", Some(error.to_string()))
+            }
+        };
+        match outcome {
+            Outcome::Archived | Outcome::AlreadyArchived => self.run += 1,
+            Outcome::Skipped(_) => self.skipped += 1,
+            Outcome::Failed(_) => self.errors += 1,
+        }
+        if self.is_json {
+            self.print(|out| {
+                out.write_all(if is_first { b"\n" } else { b",\n" })?;
+                write_json(out, &Line { file: &name, state, reason })
+            });
+        } else if self.is_verbose {
+            let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+            self.print(|out| writeln!(out, "{name}: {state}{reason}"));
+        }
+    }
+
+    /// The last word; answers whether every file is archived that was to be.
+    fn end(mut self) -> bool {
+        let Told { run, skipped, errors, .. } = self;
+        let total = run + skipped + errors;
+        if self.is_json {
+            self.print(|out| {
+                out.write_all(b"\n],\"summary\":")?;
+                write_json(out, &Summary { total, run, skipped, errors })?;
+                out.write_all(b"}\n")
+            });
+        } else if self.has_summary {
+            self.print(|out| writeln!(out, "total: {total}, run: {run}, skipped: {skipped}, errors: {errors}"));
+        }
+        self.print(|out| out.flush());
+        errors == 0
+    }
+}

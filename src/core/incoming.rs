@@ -1,0 +1,264 @@
+//! Archiving from outside the server: files that are named, or those that lie in a directory, one after the other.
+//!
+//! A source is removed only after its stored copy and its line in the catalogue are durable, and only while it is still
+//! the file that was read.
+
+use crate::archive::{Archive, Desk, Stamp, StoredFile, WalFile};
+use crate::durable;
+use crate::error::{Error, Kind, Result};
+use crate::wal::WalName;
+use std::fs::{self, FileType};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What is to be archived, and what of a directory is not.
+#[derive(Debug, Default)]
+pub struct Queue {
+    /// The files, in order.
+    pub items: Vec<WalFile>,
+    /// What is no file to archive, with the reason.
+    pub refused: Vec<(PathBuf, Error)>,
+    /// Files in the making, by their names.
+    pub unfinished: Vec<PathBuf>,
+    /// Where sources are removed from, once archived.
+    directory: Option<PathBuf>,
+}
+
+/// What became of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was archived now.
+    Archived,
+    /// It had been archived before, with the same content.
+    AlreadyArchived,
+    /// It was left alone, for that reason.
+    Skipped(&'static str),
+    /// It is not archived, or could not be removed afterwards.
+    Failed(Error),
+}
+
+const IN_THE_MAKING: &str = "it is in the making";
+const GONE: &str = "it is gone";
+const NOT_TRIED: &str = "it was not tried, because the archive fails";
+/// Files that share a catalogue write: they cost one fsync of it together.
+const GROUP: usize = 16;
+const PAUSE: Duration = Duration::from_millis(250);
+
+impl Queue {
+    /// These files, in this order. Their sources stay.
+    pub fn of_paths(paths: &[PathBuf]) -> Self {
+        let mut queue = Queue::default();
+        for path in paths {
+            let there = fs::metadata(path).map_err(|error| Error::io("open file", path, &error).of_kind(Kind::Source));
+            match there.and_then(|meta| wal_file(path, meta.file_type())) {
+                Ok(file) => queue.items.push(file),
+                Err(cause) => queue.refused.push((path.clone(), cause)),
+            }
+        }
+        queue
+    }
+
+    /// The files in `directory`, as in Barman's incoming directory: segments, partial ones, labels and histories, in the
+    /// order in which PostgreSQL archives; hidden files are not seen and `*.tmp` are in the making. Everything else is
+    /// refused. One name per file is held in memory.
+    pub fn of_directory(directory: &Path) -> Result<Self> {
+        let unreadable = |error: &io::Error| Error::io("read directory", directory, error);
+        let entries = fs::read_dir(directory).map_err(|error| unreadable(&error))?;
+        if directory.join("archive_status").is_dir() {
+            let path = directory.display().to_string();
+            return Err(Error::new(Kind::Source, path.clone(), format!("\"{path}\" is the WAL directory of a server"))
+                .detail("Its newest segments are still being written, and the server removes the others by itself.")
+                .hint("Let that server archive them, or name a directory that finished files are brought to."));
+        }
+        let mut queue = Queue { directory: Some(directory.to_path_buf()), ..Queue::default() };
+        for entry in entries {
+            let entry = entry.map_err(|error| unreadable(&error))?;
+            let (name, path) = (entry.file_name(), entry.path());
+            let name = name.to_string_lossy();
+            if name.starts_with('.') {
+                continue;
+            }
+            // A link is refused as such: removing it would leave the file, and it may lead anywhere.
+            let file_type = entry.file_type().map_err(|error| unreadable(&error))?;
+            if name.ends_with(".tmp") {
+                queue.unfinished.push(path);
+                continue;
+            }
+            match wal_file(&path, file_type) {
+                Ok(file) => queue.items.push(file),
+                Err(cause) => queue.refused.push((path, cause)),
+            }
+        }
+        queue.items.sort_unstable_by(|a, b| (a.name, &a.path).cmp(&(b.name, &b.path)));
+        queue.refused.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        queue.unfinished.sort_unstable();
+        Ok(queue)
+    }
+
+    /// The same, with the sources left where they are.
+    pub fn keep_sources(mut self) -> Self {
+        self.directory = None;
+        self
+    }
+
+    /// What is settled without an archive.
+    pub fn tell_unarchivable(&self, each: &mut dyn FnMut(&Path, Outcome)) {
+        for path in &self.unfinished {
+            each(path, Outcome::Skipped(IN_THE_MAKING));
+        }
+        for (path, cause) in &self.refused {
+            each(path, Outcome::Failed(cause.clone()));
+        }
+    }
+
+    /// Archives the files and tells what became of each. One file's failure does not stop those behind it; one of the
+    /// archive itself does.
+    ///
+    /// Failures that may pass are tried again until the configured time has gone by without any success. Fails only
+    /// where it is unknown whether the removal of sources is durable: then they may come back, and are found archived.
+    pub fn archive(&self, archive: &Archive, each: &mut dyn FnMut(&Path, Outcome)) -> Result<()> {
+        let mut run = Run {
+            archive,
+            directory: self.directory.as_deref(),
+            patience: Patience::new(archive.config().destination.retry_timeout),
+            desk: Desk::default(),
+            has_failed: false,
+            each,
+        };
+        let mut synced = Ok(());
+        for group in self.items.chunks(GROUP) {
+            let stored = group.iter().filter_map(|file| Some((file, run.store(file)?))).collect();
+            synced = synced.and(run.settle(stored));
+        }
+        synced
+    }
+}
+
+/// The files of a queue on their way into the archive.
+struct Run<'a> {
+    archive: &'a Archive,
+    directory: Option<&'a Path>,
+    patience: Patience,
+    desk: Desk,
+    /// Whether the archive itself has failed: what is left is not tried.
+    has_failed: bool,
+    each: &'a mut dyn FnMut(&Path, Outcome),
+}
+
+impl Run<'_> {
+    /// Stores one file; nothing where that came to an end here.
+    fn store(&mut self, file: &WalFile) -> Option<StoredFile> {
+        if self.has_failed {
+            (self.each)(&file.path, Outcome::Skipped(NOT_TRIED));
+            return None;
+        }
+        let opened = self.patience.attempt(|| self.archive.open());
+        self.has_failed = opened.is_err();
+        match opened.and_then(|()| self.patience.attempt(|| self.archive.store(file, &mut self.desk))) {
+            Ok(stored) => Some(stored),
+            // Somebody else took it.
+            Err(error) if self.directory.is_some() && error.kind() == Kind::Source && error.is_missing_file() => {
+                (self.each)(&file.path, Outcome::Skipped(GONE));
+                None
+            }
+            Err(error) => {
+                self.has_failed |= error.kind() == Kind::Identity;
+                (self.each)(&file.path, Outcome::Failed(error));
+                None
+            }
+        }
+    }
+
+    /// Records the stored files and removes their sources; fails where that could not be made durable.
+    fn settle(&mut self, stored: Vec<(&WalFile, StoredFile)>) -> Result<()> {
+        if stored.is_empty() {
+            return Ok(());
+        }
+        let lines: Vec<StoredFile> = stored.iter().map(|(_, stored)| stored.clone()).collect();
+        let recorded = self.patience.attempt(|| self.archive.record(&lines));
+        self.has_failed |= recorded.is_err();
+        for (file, stored) in &stored {
+            let removed =
+                || if self.directory.is_some() { remove_source(self.archive, file, &stored.stamp) } else { Ok(()) };
+            let outcome = match recorded.clone().and_then(|()| removed()) {
+                Ok(()) if stored.created => Outcome::Archived,
+                Ok(()) => Outcome::AlreadyArchived,
+                Err(error) => Outcome::Failed(error),
+            };
+            (self.each)(&file.path, outcome);
+        }
+        match self.directory.filter(|_| recorded.is_ok()) {
+            Some(directory) => durable::sync_directory(directory),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Removes the source of an archived file, unless it is another one by now, or the archived file itself.
+fn remove_source(archive: &Archive, file: &WalFile, archived: &Stamp) -> Result<()> {
+    let path = &file.path;
+    let kept = |cause: &str| {
+        let path = path.display().to_string();
+        Error::new(Kind::Source, path, format!("it was archived and not removed: {cause}"))
+    };
+    let failed = |error: io::Error| kept(&crate::error::plain_cause(&error));
+    let source = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    if Stamp::of(&source) != *archived {
+        return Err(kept("it has changed since").hint("The next run compares it with what was archived."));
+    }
+    if archive.is_stored_file(&file.name, &source)? {
+        return Err(kept("it is the archived file itself").hint("Name a directory that lies outside the archive."));
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+        _ => Ok(()),
+    }
+}
+
+/// The file to be archived at `path`, by its name and type.
+fn wal_file(path: &Path, file_type: FileType) -> Result<WalFile> {
+    let refused = |cause: String| Error::new(Kind::Source, path.display().to_string(), cause);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = WalName::parse(&name).map_err(|bad| refused(bad.to_string()))?;
+    if !file_type.is_file() {
+        return Err(refused("it is not a regular file".to_string()));
+    }
+    Ok(WalFile { name, path: path.to_path_buf() })
+}
+
+/// How long failures that may pass are tried again: until the timeout has gone by without a success.
+struct Patience {
+    timeout: Duration,
+    last_success: Instant,
+}
+
+impl Patience {
+    fn new(timeout: Duration) -> Self {
+        Patience { timeout, last_success: Instant::now() }
+    }
+
+    fn attempt<T>(&mut self, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        loop {
+            match attempt() {
+                // A source that changes meanwhile would keep the others waiting; it comes again with the next run.
+                Err(error)
+                    if error.is_worth_retrying()
+                        && error.kind() != Kind::Source
+                        && self.last_success.elapsed() + PAUSE < self.timeout =>
+                {
+                    std::thread::sleep(PAUSE);
+                }
+                Ok(done) => {
+                    self.last_success = Instant::now();
+                    return Ok(done);
+                }
+                other => return other,
+            }
+        }
+    }
+}
