@@ -260,7 +260,7 @@ fn the_program_shows_and_judges_what_sql_does_while_the_server_runs_and_after() 
     let field = |name: &str| shown.lines().find(|line| line.starts_with(name)).map(|line| line[22..].to_string());
     assert_eq!(field("archiver_pid").as_deref(), Some("-"), "an archiver that has ended tells nothing:\n{shown}");
     assert_eq!(field("queue_files").as_deref(), Some("0"));
-    std::fs::rename(cluster.archive(), cluster.path("away")).unwrap();
+    fs::rename(cluster.archive(), cluster.path("away")).unwrap();
     let (code, judged) = run(&["check"]);
     assert_eq!(code, Some(1));
     assert!(judged.lines().any(|line| line.starts_with("failed   storage ")), "{judged}");
