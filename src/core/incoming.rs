@@ -21,8 +21,9 @@ pub struct Queue {
     pub refused: Vec<(PathBuf, Error)>,
     /// Files in the making, by their names.
     pub unfinished: Vec<PathBuf>,
-    /// Where sources are removed from, once archived.
+    /// The directory that the files were found in, if they were.
     directory: Option<PathBuf>,
+    keeps_sources: bool,
 }
 
 /// What became of one file.
@@ -34,8 +35,10 @@ pub enum Outcome {
     AlreadyArchived,
     /// It was left alone, for that reason.
     Skipped(&'static str),
-    /// It is not archived, or could not be removed afterwards.
+    /// It is not archived.
     Failed(Error),
+    /// It is archived, and still there.
+    NotRemoved(Error),
 }
 
 const IN_THE_MAKING: &str = "it is in the making";
@@ -98,7 +101,7 @@ impl Queue {
 
     /// The same, with the sources left where they are.
     pub fn keep_sources(mut self) -> Self {
-        self.directory = None;
+        self.keeps_sources = true;
         self
     }
 
@@ -120,9 +123,11 @@ impl Queue {
     pub fn archive(&self, archive: &Archive, each: &mut dyn FnMut(&Path, Outcome)) -> Result<()> {
         let mut run = Run {
             archive,
-            directory: self.directory.as_deref(),
+            is_directory: self.directory.is_some(),
+            removes_from: self.directory.as_deref().filter(|_| !self.keeps_sources),
             patience: Patience::new(archive.config().destination.retry_timeout),
             desk: Desk::default(),
+            is_open: false,
             has_failed: false,
             each,
         };
@@ -138,27 +143,37 @@ impl Queue {
 /// The files of a queue on their way into the archive.
 struct Run<'a> {
     archive: &'a Archive,
-    directory: Option<&'a Path>,
+    is_directory: bool,
+    removes_from: Option<&'a Path>,
     patience: Patience,
     desk: Desk,
+    is_open: bool,
     /// Whether the archive itself has failed: what is left is not tried.
     has_failed: bool,
     each: &'a mut dyn FnMut(&Path, Outcome),
 }
 
 impl Run<'_> {
+    fn open(&mut self) -> Result<()> {
+        if !self.is_open {
+            let opened = self.patience.attempt(|| self.archive.open());
+            self.is_open = opened.is_ok();
+            self.has_failed = opened.is_err();
+            return opened;
+        }
+        Ok(())
+    }
+
     /// Stores one file; nothing where that came to an end here.
     fn store(&mut self, file: &WalFile) -> Option<StoredFile> {
         if self.has_failed {
             (self.each)(&file.path, Outcome::Skipped(NOT_TRIED));
             return None;
         }
-        let opened = self.patience.attempt(|| self.archive.open());
-        self.has_failed = opened.is_err();
-        match opened.and_then(|()| self.patience.attempt(|| self.archive.store(file, &mut self.desk))) {
+        match self.open().and_then(|()| self.patience.attempt(|| self.archive.store(file, &mut self.desk))) {
             Ok(stored) => Some(stored),
             // Somebody else took it.
-            Err(error) if self.directory.is_some() && error.kind() == Kind::Source && error.is_missing_file() => {
+            Err(error) if self.is_directory && error.kind() == Kind::Source && error.is_missing_file() => {
                 (self.each)(&file.path, Outcome::Skipped(GONE));
                 None
             }
@@ -179,16 +194,18 @@ impl Run<'_> {
         let recorded = self.patience.attempt(|| self.archive.record(&lines));
         self.has_failed |= recorded.is_err();
         for (file, stored) in &stored {
-            let removed =
-                || if self.directory.is_some() { remove_source(self.archive, file, &stored.stamp) } else { Ok(()) };
-            let outcome = match recorded.clone().and_then(|()| removed()) {
-                Ok(()) if stored.created => Outcome::Archived,
-                Ok(()) => Outcome::AlreadyArchived,
-                Err(error) => Outcome::Failed(error),
+            let removed = || self.removes_from.map_or(Ok(()), |_| remove_source(self.archive, file, &stored.stamp));
+            let outcome = match &recorded {
+                Err(error) => Outcome::Failed(error.clone()),
+                Ok(()) => match removed() {
+                    Err(error) => Outcome::NotRemoved(error),
+                    Ok(()) if stored.created => Outcome::Archived,
+                    Ok(()) => Outcome::AlreadyArchived,
+                },
             };
             (self.each)(&file.path, outcome);
         }
-        match self.directory.filter(|_| recorded.is_ok()) {
+        match self.removes_from.filter(|_| recorded.is_ok()) {
             Some(directory) => durable::sync_directory(directory),
             None => Ok(()),
         }
@@ -198,24 +215,20 @@ impl Run<'_> {
 /// Removes the source of an archived file, unless it is another one by now, or the archived file itself.
 fn remove_source(archive: &Archive, file: &WalFile, archived: &Stamp) -> Result<()> {
     let path = &file.path;
-    let kept = |cause: &str| {
-        let path = path.display().to_string();
-        Error::new(Kind::Source, path, format!("it was archived and not removed: {cause}"))
-    };
-    let failed = |error: io::Error| kept(&crate::error::plain_cause(&error));
+    let kept = |cause: &str| Error::new(Kind::Source, path.display().to_string(), cause);
     let source = match fs::symlink_metadata(path) {
         Ok(meta) => meta,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
+        Err(error) => return Err(Error::io("stat file", path, &error)),
     };
     if Stamp::of(&source) != *archived {
-        return Err(kept("it has changed since").hint("The next run compares it with what was archived."));
+        return Err(kept("it has changed since it was read").hint("The next run compares it with what was archived."));
     }
     if archive.is_stored_file(&file.name, &source)? {
         return Err(kept("it is the archived file itself").hint("Name a directory that lies outside the archive."));
     }
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove file", path, &error)),
         _ => Ok(()),
     }
 }

@@ -2,6 +2,7 @@
 
 mod duplicates;
 mod identity;
+mod incoming;
 mod listing;
 mod pool;
 mod records;

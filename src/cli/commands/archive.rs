@@ -126,11 +126,15 @@ impl Told {
                 tell(Report::new(&format!("could not archive file \"{name}\""), error));
                 ("failed", Some(error.to_string()))
             }
+            Outcome::NotRemoved(error) => {
+                tell(Report::new(&format!("file \"{name}\" was archived but not removed"), error));
+                ("not removed", Some(error.to_string()))
+            }
         };
         match outcome {
             Outcome::Archived | Outcome::AlreadyArchived => self.run += 1,
             Outcome::Skipped(_) => self.skipped += 1,
-            Outcome::Failed(_) => self.errors += 1,
+            Outcome::Failed(_) | Outcome::NotRemoved(_) => self.errors += 1,
         }
         if self.is_json {
             self.print(|out| {

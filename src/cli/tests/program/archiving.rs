@@ -409,7 +409,7 @@ fn a_source_that_cannot_be_removed_is_told_though_it_is_archived() {
         let Some(_read_only) = ReadOnly::make(&incoming(&site)) else { return };
         archive_directory(&site, &[]).with(4)
     };
-    assert!(ended.err.contains("it was archived and not removed"), "{}", ended.err);
+    assert!(ended.err.contains("was archived but not removed: could not remove file"), "{}", ended.err);
     assert_eq!(site.catalogue().len(), 1);
     archive_directory(&site, &[]).with(0);
     assert!(tree(&incoming(&site)).is_empty());
