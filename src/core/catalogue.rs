@@ -184,7 +184,7 @@ impl Catalogue {
     fn open(&self) -> Result<File> {
         let (file, is_new) = open_or_create(&self.path, self.mode).map_err(|error| self.failed("open file", &error))?;
         if is_new {
-            durable::sync_directory(self.path.parent().unwrap_or(Path::new(".")))?;
+            durable::sync_directory(durable::directory_of(&self.path))?;
         }
         Ok(file)
     }

@@ -106,7 +106,7 @@ impl<'a> StagedFile<'a> {
 
     /// A failure of writing it. It names the directory, since the name of the file is another one at each attempt.
     pub fn failed(&self, action: &str, error: &io::Error) -> Error {
-        Error::io(&format!("{action} file in"), self.path.parent().unwrap_or(Path::new(".")), error)
+        Error::io(&format!("{action} file in"), directory_of(&self.path), error)
     }
 
     /// Makes the content and the modification time durable.
@@ -180,10 +180,15 @@ impl Drop for StagedFile<'_> {
     }
 }
 
+/// The directory that a file lies in; of a bare name the current one.
+pub fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
+}
+
 /// Puts a small file of our own, which has one writer, at `path`: readers see the old content or the new, never a part.
 /// With `is_durable` it survives the loss of power; without, it may be gone after one.
 pub fn replace_file(path: &Path, content: &[u8], is_durable: bool) -> Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
+    let directory = directory_of(path);
     let prefix = path.file_name().map(|name| format!("{}.", name.to_string_lossy())).unwrap_or_default();
     sweep_leftovers(directory, &prefix)?;
     let pulse = Pulse::new();

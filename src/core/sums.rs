@@ -64,7 +64,7 @@ pub fn append(path: &Path, name: &WalName, sum: &Sum, mode: Mode) -> Result<()> 
     };
     let mut file = match open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            durable::create_directory(path.parent().unwrap_or(Path::new(".")), mode)?;
+            durable::create_directory(durable::directory_of(path), mode)?;
             open().map_err(|error| failed(&error))?
         }
         other => other.map_err(|error| failed(&error))?,

@@ -108,10 +108,7 @@ fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Ob
     let unfit = |cause: &io::Error| Error::of_stored_copy(location, cause, DAMAGE_HINT);
     let damaged = |cause: String| unfit(&io::Error::other(cause));
     let destination = request.destination;
-    let directory = match destination.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
+    let directory = durable::directory_of(destination);
     durable::sweep_leftovers(directory, TEMPORARY_PREFIX)?;
 
     let pulse = Pulse::new();
