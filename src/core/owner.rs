@@ -25,7 +25,7 @@ impl Owner {
         // A dot parts the fields of a name.
         let host = host.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
         let pid = std::process::id();
-        Owner { host, pid, start_ticks: start_ticks(pid).unwrap_or(0) }
+        Owner { host, pid, start_ticks: stat(pid).map_or(0, |stat| stat.start_ticks) }
     }
 
     /// A file name that no other call in any process makes: `<host>.<pid>.<start>.<number>`.
@@ -50,17 +50,25 @@ impl Owner {
         if self.host != Owner::current().host {
             return changed.elapsed().is_ok_and(|age| age > FOREIGN_LEFTOVER_AGE);
         }
-        match start_ticks(self.pid) {
-            Some(ticks) => ticks != self.start_ticks,
+        match stat(self.pid) {
+            Some(stat) => stat.start_ticks != self.start_ticks || stat.is_dead,
             None => kill(Pid::from_raw(self.pid.cast_signed()), None) == Err(Errno::ESRCH),
         }
     }
 }
 
-fn start_ticks(pid: u32) -> Option<u64> {
+struct Stat {
+    start_ticks: u64,
+    /// Its parent has not taken notice yet. After the death of a server that is init, which may take its time.
+    is_dead: bool,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the command in parentheses and may hold anything, so count from the last parenthesis.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let is_dead = matches!(fields.next()?, "Z" | "X");
+    Some(Stat { start_ticks: fields.nth(18)?.parse().ok()?, is_dead })
 }
 
 #[cfg(test)]
@@ -81,6 +89,20 @@ mod tests {
         let me = Owner::current();
         assert!(Owner { pid: i32::MAX as u32, ..me.clone() }.has_left(SystemTime::now()));
         assert!(Owner { start_ticks: me.start_ticks + 1, ..me }.has_left(SystemTime::now()), "a reused PID");
+    }
+
+    #[test]
+    fn a_dead_maker_whose_parent_has_not_taken_notice_has_left() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let start_ticks = stat(child.id()).unwrap().start_ticks;
+        let maker = Owner { pid: child.id(), start_ticks, ..Owner::current() };
+        assert!(!maker.has_left(SystemTime::now()));
+        child.kill().unwrap();
+        while !stat(child.id()).unwrap().is_dead {
+            std::thread::yield_now();
+        }
+        assert!(maker.has_left(SystemTime::now()));
+        child.wait().unwrap();
     }
 
     #[test]
