@@ -85,3 +85,11 @@ fn segments_of_64_mb_are_streamed_in_little_memory() {
     let (_cluster, peak_kb) = archive_pgbench(64, &[("archiver.memory_limit", "16MB")], 3);
     assert!(peak_kb < 64 << 10, "{peak_kb} kB");
 }
+
+#[test]
+fn segments_of_1_gb_are_streamed_in_little_memory() {
+    // The rest of a switched segment is a hole then, and costs no disk.
+    let settings = [("archiver.memory_limit", "16MB"), ("wal_init_zero", "off"), ("wal_recycle", "off")];
+    let (_cluster, peak_kb) = archive_pgbench(1024, &settings, 1);
+    assert!(peak_kb < 64 << 10, "{peak_kb} kB");
+}

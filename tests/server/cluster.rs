@@ -5,6 +5,7 @@ use nix::unistd::{Pid, Uid, User};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -45,6 +46,15 @@ pub fn major() -> u32 {
     let version = text(&output.stdout);
     let digits: String = version.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
     digits.parse().expect("a major version")
+}
+
+/// A figure that the environment can raise (or lower) for one run: the whole of what a requirement asks for takes
+/// longer than a test that runs at every change may.
+pub fn figure(variable: &str, default: u32) -> u32 {
+    match std::env::var(variable) {
+        Ok(value) => value.parse().unwrap_or_else(|_| panic!("{variable} must be a number: {value:?}")),
+        Err(_) => default,
+    }
 }
 
 /// Waits until `condition` holds; `what` is said where it never does.
@@ -246,6 +256,14 @@ impl Cluster {
         assert!(started.status.success(), "pg_ctl start: {}\n{}", text(&started.stderr), self.log_tail());
     }
 
+    /// Starts the server and sees that it ends by itself before it accepts connections.
+    #[track_caller]
+    pub fn start_in_vain(&self) {
+        let started = self.pg_ctl(&["start", "-w", "-t", "60"]);
+        assert!(!started.status.success(), "the server has started\n{}", self.log_tail());
+        wait_until("the server has ended", || self.processes().is_empty());
+    }
+
     /// Stops the server; answers how long that took.
     pub fn stop(&self, mode: Stop) -> Duration {
         let began = Instant::now();
@@ -377,11 +395,13 @@ impl Cluster {
     pub fn assert_done_files_restore_equal(&self) -> usize {
         let mut compared = 0;
         for name in self.status_files("done") {
-            let Ok(original) = fs::read(self.pg_wal(&name)) else { continue };
-            let copy = self.path("restored-file");
+            let (original, copy) = (self.pg_wal(&name), self.path("restored-file"));
+            if !original.exists() {
+                continue;
+            }
             let output = self.restore(&name, &copy);
             assert_eq!(output.status.code(), Some(0), "{name}: {}", text(&output.stderr));
-            assert!(fs::read(&copy).expect("read copy") == original, "{name} differs from its archived copy");
+            assert!(has_equal_content(&original, &copy), "{name} differs from its archived copy");
             compared += 1;
         }
         compared
@@ -401,6 +421,14 @@ impl Cluster {
     pub fn restore(&self, name: &str, destination: &Path) -> Output {
         let mut command = self.archiver_program();
         command.arg("restore").arg(name).arg(destination).output().expect("run archiver")
+    }
+
+    /// Runs the cluster's restore_command as PostgreSQL does; `destination` is relative to the data directory.
+    pub fn run_restore_command(&self, name: &str, destination: &str) -> Output {
+        let command = self.setting("restore_command").expect("a restore_command");
+        let command = command.replace("%f", name).replace("%p", destination);
+        let mut shell = server_program("/bin/sh");
+        shell.arg("-c").arg(command).current_dir(self.data()).output().expect("run the restore_command")
     }
 
     /// The program `archiver`, to be run by the server's user in the data directory.
@@ -512,6 +540,24 @@ impl Drop for Cluster {
 pub fn catalogue(storage: &Path) -> Vec<String> {
     let text = fs::read_to_string(storage.join("main/wals/main-xlog.db")).unwrap_or_default();
     text.lines().map(|line| line.split('\t').next().unwrap_or_default().to_string()).collect()
+}
+
+/// Whether two files hold the same bytes; they may be large.
+pub fn has_equal_content(one: &Path, other: &Path) -> bool {
+    let open = |path: &Path| BufReader::with_capacity(1 << 20, File::open(path).expect("open file"));
+    let (mut one, mut other) = (open(one), open(other));
+    loop {
+        let (left, right) = (one.fill_buf().expect("read file"), other.fill_buf().expect("read file"));
+        let length = left.len().min(right.len());
+        if length == 0 {
+            return left.is_empty() && right.is_empty();
+        }
+        if left[..length] != right[..length] {
+            return false;
+        }
+        one.consume(length);
+        other.consume(length);
+    }
 }
 
 /// The paths in a directory; none where it is not there.

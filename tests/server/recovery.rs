@@ -1,7 +1,11 @@
 //! Getting back: recovery to a point in time, promotion, and standbys that archive, too.
 
-use crate::cluster::{Cluster, Stop, started, wait_until};
+use crate::cluster::{Cluster, Stop, figure, has_equal_content, started, text, wait_until};
+use nix::sys::signal::{Signal, kill};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Instant;
 
 /// A standby of `primary`, streaming from it.
 fn standby_of(primary: &Cluster) -> Cluster {
@@ -53,6 +57,115 @@ fn a_dropped_table_comes_back_by_recovery_to_a_restore_point() {
     assert_eq!(restored.psql(CHECKSUM), before);
 }
 
+/// Runs pgbench until that many segments wait. A page's first change after a checkpoint is logged with the whole page.
+fn pgbench_until_waiting(cluster: &Cluster, segments: usize) {
+    while cluster.status_files("ready").len() < segments {
+        cluster.psql("CHECKPOINT");
+        let mut pgbench = cluster.client("pgbench");
+        let output = pgbench.args(["-n", "-c", "4", "-j", "2", "-t", "500", "postgres"]).output().expect("run pgbench");
+        assert!(output.status.success(), "pgbench: {}", text(&output.stderr));
+    }
+}
+
+fn pgbench_checksums(cluster: &Cluster) -> String {
+    let of_table = |table: &str| {
+        format!("SELECT '{table}', count(*), sum(hashtextextended(t::text, 0)::numeric) FROM pgbench_{table} AS t")
+    };
+    cluster.psql(&["accounts", "branches", "history", "tellers"].map(of_table).join(" UNION ALL "))
+}
+
+/// `ARCHIVER_TEST_SEGMENTS=64` for the whole.
+#[test]
+fn pgbenchs_backlog_is_drained_restored_one_by_one_and_recovered_to_a_restore_point() {
+    let segments = figure("ARCHIVER_TEST_SEGMENTS", 8) as usize;
+    let primary = Cluster::new(16).started();
+    let mut pgbench = primary.client("pgbench");
+    let made = pgbench.args(["-i", "-q", "-s", "4", "postgres"]).output().expect("run pgbench");
+    assert!(made.status.success(), "pgbench: {}", text(&made.stderr));
+    let restored = Cluster::from_backup(&primary)
+        .with("recovery_target_name", "halfway")
+        .with("recovery_target_action", "promote");
+    primary.drain();
+    let archiver = primary.running_archiver();
+    kill(archiver, Signal::SIGSTOP).expect("stop the archiver");
+    pgbench_until_waiting(&primary, segments / 2);
+    let halfway = pgbench_checksums(&primary);
+    primary.psql("SELECT pg_create_restore_point('halfway')");
+    pgbench_until_waiting(&primary, segments);
+    assert_ne!(pgbench_checksums(&primary), halfway);
+    let waiting = primary.status_files("ready");
+    kill(archiver, Signal::SIGCONT).expect("let the archiver go on");
+    let began = Instant::now();
+    primary.drain();
+    let drained = began.elapsed();
+
+    let began = Instant::now();
+    for name in &waiting {
+        let output = restored.run_restore_command(name, "pg_wal/RECOVERYXLOG");
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", text(&output.stderr));
+        assert!(has_equal_content(&restored.pg_wal("RECOVERYXLOG"), &primary.pg_wal(name)), "{name} differs");
+    }
+    let fetched = began.elapsed();
+    primary.assert_one_line_each();
+
+    let began = Instant::now();
+    restored.write_file(&restored.data().join("recovery.signal"), b"");
+    restored.start();
+    wait_for_end_of_recovery(&restored);
+    println!(
+        "{} segments of pgbench: drained in {:.1} s, restored one by one and compared in {:.1} s; recovered in {:.1} s",
+        waiting.len(),
+        drained.as_secs_f64(),
+        fetched.as_secs_f64(),
+        began.elapsed().as_secs_f64()
+    );
+    assert!(restored.log().contains("recovery stopping at restore point \"halfway\""));
+    assert_eq!(pgbench_checksums(&restored), halfway);
+}
+
+#[test]
+fn a_recovery_that_cannot_see_its_archive_ends_and_never_promotes() {
+    let (primary, other) = (started(), started());
+    insert(&primary, 1_000);
+    let restored = Cluster::from_backup(&primary);
+    insert(&primary, 5_000);
+    let expected = primary.psql(CHECKSUM);
+    for cluster in [&primary, &other] {
+        cluster.write_segments(2);
+        cluster.drain();
+    }
+    restored.write_file(&restored.data().join("recovery.signal"), b"");
+    let ends_without_promotion = |what: &str| {
+        restored.start_in_vain();
+        let log = restored.log();
+        assert!(log.contains("child process exited with exit code 255"), "{what}: {log}");
+        for word in ["selected new timeline", "archive recovery complete", "ready to accept"] {
+            assert!(!log.contains(word), "{what}: {word:?} in the log:\n{log}");
+        }
+        assert!(restored.data().join("recovery.signal").exists(), "{what}");
+    };
+
+    let (archive, away) = (primary.archive(), primary.path("away"));
+    fs::rename(&archive, &away).expect("move the archive away");
+    primary.create_directory("archive");
+    ends_without_promotion("an empty mount point");
+    fs::remove_dir(&archive).expect("remove the mount point");
+    fs::rename(&away, &archive).expect("put the archive back");
+
+    let storage = restored.setting("archiver.storage").expect("set");
+    restored.set("archiver.storage", &other.setting("archiver.storage").expect("set"));
+    ends_without_promotion("another cluster's archive");
+    restored.set("archiver.storage", &storage);
+
+    fs::set_permissions(&archive, fs::Permissions::from_mode(0o000)).expect("chmod");
+    ends_without_promotion("an archive without permission");
+    fs::set_permissions(&archive, fs::Permissions::from_mode(0o700)).expect("chmod");
+
+    restored.start();
+    wait_for_end_of_recovery(&restored);
+    assert_eq!(restored.psql(CHECKSUM), expected);
+}
+
 #[test]
 fn a_promotion_in_mid_segment_archives_partial_history_and_the_new_timelines_first_segment() {
     let primary = started();
@@ -78,7 +191,7 @@ fn a_promotion_in_mid_segment_archives_partial_history_and_the_new_timelines_fir
     let partial = stored.iter().find(|name| name.ends_with(".partial")).expect("a partial");
     assert_eq!(first[8..], partial[8..24], "the new timeline begins in mid-segment");
     // The page header keeps the timeline it was written under.
-    let segment = std::fs::read(standby.pg_wal(first)).expect("read segment");
+    let segment = fs::read(standby.pg_wal(first)).expect("read segment");
     assert_eq!(segment[4..8], 1_u32.to_ne_bytes());
     assert!(standby.assert_done_files_restore_equal() >= 3);
     primary.assert_one_line_each();
@@ -96,7 +209,7 @@ fn a_promotion_in_mid_segment_archives_partial_history_and_the_new_timelines_fir
     let mut command = third.archiver_program();
     let output = command.args(["restore", "--partial", &whole]).arg(&partial_of).output().expect("run archiver");
     assert_eq!(output.status.code(), Some(0));
-    assert_eq!(std::fs::read(partial_of).expect("read").len(), 1 << 20);
+    assert_eq!(fs::read(partial_of).expect("read").len(), 1 << 20);
     assert_eq!(third.restore(&whole, Path::new("whole")).status.code(), Some(1), "only its partial is there");
 }
 

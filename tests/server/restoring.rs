@@ -76,6 +76,13 @@ fn a_missing_file_is_told_only_where_the_archive_was_seen() {
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).expect("chmod");
     }
+    for (file, arguments) in [(archive.join("main/identity.json"), missing), (cluster.stored()[&name].clone(), restore)]
+    {
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).expect("chmod");
+        let said = assert_refused(&cluster, &arguments, 255);
+        assert!(said.contains("Permission denied"), "{}: {said}", file.display());
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("chmod");
+    }
 }
 
 #[test]
