@@ -94,6 +94,7 @@ impl Stop {
 pub struct Cluster {
     directory: TempDir,
     settings: RefCell<BTreeMap<String, String>>,
+    environment: RefCell<BTreeMap<&'static str, PathBuf>>,
 }
 
 /// Started, with segments of 1 MB: the cheapest cluster that archives.
@@ -148,7 +149,7 @@ impl Cluster {
     fn empty() -> Self {
         let directory = tempfile::Builder::new().prefix("ar").tempdir().expect("temporary directory");
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
-        let cluster = Cluster { directory, settings: RefCell::default() };
+        let cluster = Cluster { directory, settings: RefCell::default(), environment: RefCell::default() };
         cluster.own(cluster.directory());
         cluster
     }
@@ -197,6 +198,11 @@ impl Cluster {
         let quoted = |(name, value): (&String, &String)| format!("{name} = '{}'\n", value.replace('\'', "''"));
         let text: String = self.settings.borrow().iter().map(quoted).collect();
         fs::write(self.data().join("test.conf"), text).expect("write test.conf");
+    }
+
+    /// A variable in the environment of the server from its next start on.
+    pub fn set_environment(&self, name: &'static str, value: &Path) {
+        self.environment.borrow_mut().insert(name, value.to_path_buf());
     }
 
     /// Makes the server read its configuration files. Its processes do so one after the other.
@@ -290,6 +296,7 @@ impl Cluster {
 
     fn pg_ctl(&self, arguments: &[&str]) -> Output {
         let mut command = server_program("pg_ctl");
+        command.envs(self.environment.borrow().iter());
         command.arg("-D").arg(self.data()).arg("-l").arg(self.path("log")).args(arguments);
         command.output().expect("run pg_ctl")
     }

@@ -4,6 +4,9 @@
 mod archiving;
 mod cluster;
 mod crashes;
+mod exits;
+mod gates;
+mod kills;
 mod looking;
 mod privileges;
 mod process;
