@@ -76,6 +76,10 @@ fn exit(cluster: &Cluster, gates: &Gates, cause: Cause, is_hung: bool, by_itself
         has_told
     });
     wait_at_most(ORPHAN_PATIENCE, "the archiver is gone", || is_gone(cluster, archiver));
+    // Only a stop that the storage keeps up with leaves nothing on its way.
+    let is_drained = matches!(cause, Cause::FastStop) && !is_hung;
+    assert_eq!(staged(cluster).is_empty(), is_drained, "{cause:?}: {:?}", staged(cluster));
+    assert!(!is_drained || cluster.status_files("ready").is_empty());
     gates.open(Gate::Durable);
     match cause {
         Cause::LibrarySwitched => {
