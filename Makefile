@@ -75,7 +75,9 @@ lint:
 	shellcheck scripts/*.sh .ci/run
 	cargo fmt --all --check
 	for major in $(first) $(second); do
-		PGRX_PG_CONFIG_PATH=$$(scripts/postgresql.sh $$major) cargo clippy --locked --workspace --all-targets \
+		PGRX_PG_CONFIG_PATH=$$(scripts/postgresql.sh $$major)
+		export PGRX_PG_CONFIG_PATH
+		cargo clippy --locked --workspace --all-targets \
 			--no-default-features --features pg$$major -- -D warnings
 	done
 	scripts/cargo-tool.sh deny check bans licenses sources

@@ -6,13 +6,16 @@ barman='barman[cloud,zstandard,lz4,snappy]==3.19.1'
 kept=$HOME/.cache/archiver/barman-3.19.1
 
 cd "$(dirname "$0")/.."
-if ! "$kept/bin/barman" --version >/dev/null 2>&1; then
-    scripts/requirements.sh python3-venv
+mkdir -p "${kept%/*}"
+exec {lock}>"$kept.lock"
+flock "$lock" # two at once would spoil each other's
+if ! [[ -e $kept/whole ]] || ! "$kept/bin/barman" --version >/dev/null 2>&1; then
+    # psycopg2 comes as source only.
+    scripts/requirements.sh python3-venv python3-dev libpq-dev gcc libc6-dev
     echo "barman: installing $barman, once" >&2
     rm -rf "$kept" # not whole, or its Python is gone
-    trap 'rm -rf "$kept"' EXIT
     python3 -m venv "$kept" >&2
     "$kept/bin/pip" install -q --disable-pip-version-check "$barman" >&2
-    trap - EXIT
+    touch "$kept/whole"
 fi
 echo "$kept/bin"

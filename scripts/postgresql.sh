@@ -38,9 +38,11 @@ from_source() {
     scripts/requirements.sh gcc libc6-dev make bison flex perl bzip2 zlib1g-dev liblz4-dev libzstd-dev libssl-dev dpkg-dev
     local apt=$new/apt uri origin
     mkdir -p "$apt"/{sources,lists/partial,archives/partial,source}
-    origin=('Origin: Debian' 'Label: Debian' 'Created-By: Packages' 'Component: main')
+    # By the suite that is configured, which also a machine without package lists knows.
+    # shellcheck source=/dev/null
+    origin=('Created-By: Packages' 'Component: main' "Release: $(. /etc/os-release && echo "$VERSION_CODENAME")")
     # shellcheck disable=SC2016 # apt's own placeholder
-    uri=$(apt-get indextargets --format '$(REPO_URI)' "${origin[@]}" | sed -n 1p)
+    uri=$(apt-get indextargets --no-release-info --format '$(REPO_URI)' "${origin[@]}" | sed -n 1p)
     [[ $uri ]] || { echo "postgresql: apt knows no Debian archive to take sources from" >&2; exit 1; }
     printf '%s\n' 'Types: deb-src' "URIs: $uri" "Suites: $1" 'Components: main' \
         'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' >"$apt/sources/$1.sources"
@@ -68,9 +70,11 @@ case $major in
     *) echo "postgresql: no PostgreSQL $major is known here; known are 15, 16, 17, 18" >&2 && exit 2 ;;
 esac
 
+mkdir -p "${kept%/*}"
+exec {lock}>"$kept.lock"
+flock "$lock" # two at once would spoil each other's
 if ! [[ -x $kept/current/bin/pg_config ]]; then
     echo "postgresql: making PostgreSQL $major ready, once; from source that takes some minutes" >&2
-    mkdir -p "${kept%/*}"
     new=$(mktemp -d "$kept.XXXXXX")
     trap 'rm -rf "$new"' EXIT
     case $major in
@@ -80,7 +84,7 @@ if ! [[ -x $kept/current/bin/pg_config ]]; then
     esac
     rm -rf "$kept"
     chmod 755 "$new"
-    mv "$new" "$kept"
+    mv -T "$new" "$kept"
 fi
 # Not by way of the link: programs find their libraries relative to where they are.
 echo "$(realpath "$kept/current")/bin/pg_config"
