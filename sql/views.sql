@@ -81,7 +81,7 @@ AS $$
         to_timestamp(f.stats_since_us / 1e6)
     FROM pg_stat_archiver AS a
     LEFT JOIN pg_stat_activity AS p ON p.backend_type = 'archiver'
-    CROSS JOIN LATERAL jsonb_to_record(archiver.facts(a.last_archived_wal, p.pid)) AS f(
+    CROSS JOIN LATERAL jsonb_to_record(archiver.facts(a.last_archived_wal)) AS f(
             storage text,
             server_name text,
             system_identifier text,
@@ -137,13 +137,13 @@ COMMENT ON FUNCTION archiver.error_rows() IS 'what archiver.errors() is made fro
 COMMENT ON FUNCTION archiver.status() IS 'how archiving stands, one row';
 COMMENT ON VIEW archiver.status IS 'how archiving stands, one row';
 COMMENT ON FUNCTION archiver.check(boolean) IS 'whether archiving works, one row for each thing that could keep it from working';
-COMMENT ON FUNCTION archiver.facts(text, integer) IS 'what archiver.status is made from';
+COMMENT ON FUNCTION archiver.facts(text) IS 'what archiver.status is made from';
 
 -- Whoever monitors may look; what writes is for superusers, and for whom they name.
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA archiver FROM PUBLIC;
 GRANT USAGE ON SCHEMA archiver TO pg_monitor;
 GRANT EXECUTE ON FUNCTION
-    archiver.facts(text, integer), archiver.status(), archiver.check(boolean), archiver.queue(),
+    archiver.facts(text), archiver.status(), archiver.check(boolean), archiver.queue(),
     archiver.error_rows(), archiver.errors()
 TO pg_monitor;
 GRANT SELECT ON archiver.status TO pg_monitor;

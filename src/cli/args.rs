@@ -75,8 +75,9 @@ pub enum Command {
     success, other content under the same name is refused, and an archive belongs to one cluster: that of the data \
     directory, else the one that wrote the first segment named.\n\n\
     DIR is read as Barman's incoming directory: segments, partial ones, backup labels and histories are archived in \
-    PostgreSQL's order and then removed; hidden files and *.tmp are left alone, and everything else is an error and \
-    stays. Bring files there under another name and rename them. A server's own pg_wal is refused.\n\n\
+    PostgreSQL's order and then removed; hidden files and *.tmp are left alone, and so is a partial segment without \
+    the history of a later timeline; everything else is an error and stays. Bring files there under another name and \
+    rename them. A server's own pg_wal and an archive are refused.\n\n\
     Exit codes: 0 all of it is archived; 2 usage; 3 configuration; 4 storage or anything else, also where one file of \
     many was refused.\n\n\
     Examples:\n  \

@@ -2,6 +2,7 @@
 
 use crate::args::Arguments;
 use archiver_core::config::{Setting, Settings};
+use archiver_core::data_directory;
 use archiver_core::server_conf::ServerConf;
 use archiver_core::{Error, Kind, Result};
 use std::env::VarError;
@@ -15,6 +16,17 @@ pub fn data_directory(arguments: &Arguments, wal_path: Option<&Path>) -> PathBuf
         pg_wal.parent().map(|parent| if parent == Path::new("") { PathBuf::from(".") } else { parent.to_path_buf() })
     };
     arguments.data_directory.clone().or_else(above_pg_wal).unwrap_or_else(|| PathBuf::from("."))
+}
+
+/// The cluster in the data directory; nothing where none lies there and nobody said that one does.
+pub fn system_identifier(arguments: &Arguments, data_directory: &Path) -> Result<Option<u64>> {
+    let found = data_directory::system_identifier(data_directory)?;
+    if found.is_none() && arguments.data_directory.is_some() {
+        let path = data_directory.display().to_string();
+        let message = format!("\"{path}\" is no data directory");
+        return Err(Error::new(Kind::Configuration, path, message).detail("There is no global/pg_control in it."));
+    }
+    Ok(found)
 }
 
 /// All settings, from wherever each comes. As in the server, a mistyped or unreadable one never means the default: it

@@ -119,6 +119,24 @@ pub fn waiting(pg_wal: &Path, limits: &Limits) -> Row {
     }
 }
 
+/// What the archiver process of a running server tells of itself.
+pub fn archiver_process(state: Option<&State>) -> Row {
+    let name = "archiver process";
+    match state {
+        None => Row::ok(name, "none tells of itself: the server does not run, or has nothing archived yet"),
+        Some(state) if state.failed_attempts > 0 => Row::failed(
+            name,
+            format!(
+                "{} failed attempts in a row; {}",
+                state.failed_attempts,
+                state.last_error.as_deref().unwrap_or("-")
+            ),
+            state.last_error_hint.as_deref().unwrap_or("The server log says more."),
+        ),
+        Some(state) => Row::ok(name, format!("process {}", state.archiver_pid)),
+    }
+}
+
 /// The files that the archiver process was refused, as far as its state is known.
 pub fn refused(state: Option<&State>) -> Row {
     let name = "refused files";

@@ -6,9 +6,10 @@
 use crate::archive::{Archive, Desk, Stamp, StoredFile, WalFile};
 use crate::durable;
 use crate::error::{Error, Kind, Result};
-use crate::wal::WalName;
+use crate::wal::{Timeline, WalName};
 use std::fs::{self, FileType};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ pub struct Queue {
     pub unfinished: Vec<PathBuf>,
     /// The directory that the files were found in, if they were.
     directory: Option<PathBuf>,
+    /// Its device and inode.
+    identity: Option<(u64, u64)>,
     keeps_sources: bool,
 }
 
@@ -43,6 +46,10 @@ pub enum Outcome {
 
 const IN_THE_MAKING: &str = "it is in the making";
 const GONE: &str = "it is gone";
+const STILL_WRITTEN: &str =
+    "its segment may still be being written: no later timeline's history file is here or in the archive";
+/// A promotion takes the next timeline that is free; so many later ones are looked for.
+const LATER_TIMELINES: u32 = 64;
 const NOT_TRIED: &str = "it was not tried, because the archive fails";
 /// Files that share a catalogue write: they cost one fsync of it together.
 const GROUP: usize = 16;
@@ -53,6 +60,8 @@ impl Queue {
     pub fn of_paths(paths: &[PathBuf]) -> Self {
         let mut queue = Queue::default();
         for path in paths {
+            // What a link leads to is meant; by the time it is read, nothing else may stand there.
+            let path = &path.canonicalize().ok().filter(|_| path.is_symlink()).unwrap_or_else(|| path.clone());
             let there = fs::metadata(path).map_err(|error| Error::io("open file", path, &error).of_kind(Kind::Source));
             match there.and_then(|meta| wal_file(path, meta.file_type())) {
                 Ok(file) => queue.items.push(file),
@@ -74,7 +83,13 @@ impl Queue {
                 .detail("Its newest segments are still being written, and the server removes the others by itself.")
                 .hint("Let that server archive them, or name a directory that finished files are brought to."));
         }
-        let mut queue = Queue { directory: Some(directory.to_path_buf()), ..Queue::default() };
+        if is_part_of_an_archive(directory) {
+            let path = directory.display().to_string();
+            return Err(Error::new(Kind::Source, path.clone(), format!("\"{path}\" is part of an archive"))
+                .hint("Name a directory that finished files are brought to."));
+        }
+        let identity = Some(identity_of(directory).map_err(|error| unreadable(&error))?);
+        let mut queue = Queue { directory: Some(directory.to_path_buf()), identity, ..Queue::default() };
         for entry in entries {
             let entry = entry.map_err(|error| unreadable(&error))?;
             let (name, path) = (entry.file_name(), entry.path());
@@ -105,6 +120,12 @@ impl Queue {
         self
     }
 
+    /// Whether the directory is the one that was read: not unmounted, say.
+    fn is_there(&self) -> bool {
+        let directory = self.directory.as_deref();
+        self.identity.is_some() && directory.and_then(|directory| identity_of(directory).ok()) == self.identity
+    }
+
     /// What is settled without an archive.
     pub fn tell_unarchivable(&self, each: &mut dyn FnMut(&Path, Outcome)) {
         for path in &self.unfinished {
@@ -123,7 +144,7 @@ impl Queue {
     pub fn archive(&self, archive: &Archive, each: &mut dyn FnMut(&Path, Outcome)) -> Result<()> {
         let mut run = Run {
             archive,
-            is_directory: self.directory.is_some(),
+            queue: self,
             removes_from: self.directory.as_deref().filter(|_| !self.keeps_sources),
             patience: Patience::new(archive.config().destination.retry_timeout),
             desk: Desk::default(),
@@ -143,7 +164,7 @@ impl Queue {
 /// The files of a queue on their way into the archive.
 struct Run<'a> {
     archive: &'a Archive,
-    is_directory: bool,
+    queue: &'a Queue,
     removes_from: Option<&'a Path>,
     patience: Patience,
     desk: Desk,
@@ -156,7 +177,14 @@ struct Run<'a> {
 impl Run<'_> {
     fn open(&mut self) -> Result<()> {
         if !self.is_open {
-            let opened = self.patience.attempt(|| self.archive.open());
+            // Nothing tells an unmounted directory from a new archive: no source is removed for its sake.
+            let must_be_begun = self.removes_from.is_some() && !self.archive.has_marker();
+            let opened = self.patience.attempt(|| match must_be_begun {
+                true => self.archive.confirm_begun().map_err(|error| {
+                    error.hint("Name the cluster's data directory with -D, or give --keep, to begin an archive.")
+                }),
+                false => self.archive.open(),
+            });
             self.is_open = opened.is_ok();
             self.has_failed = opened.is_err();
             return opened;
@@ -170,10 +198,20 @@ impl Run<'_> {
             (self.each)(&file.path, Outcome::Skipped(NOT_TRIED));
             return None;
         }
-        match self.open().and_then(|()| self.patience.attempt(|| self.archive.store(file, &mut self.desk))) {
-            Ok(stored) => Some(stored),
-            // Somebody else took it.
-            Err(error) if self.is_directory && error.kind() == Kind::Source && error.is_missing_file() => {
+        let stored = self.open().and_then(|()| {
+            if self.is_still_written(file)? {
+                return Ok(None);
+            }
+            self.patience.attempt(|| self.archive.store(file, &mut self.desk)).map(Some)
+        });
+        match stored {
+            Ok(Some(stored)) => Some(stored),
+            Ok(None) => {
+                (self.each)(&file.path, Outcome::Skipped(STILL_WRITTEN));
+                None
+            }
+            // Somebody else took it, from a directory that is still there.
+            Err(error) if error.kind() == Kind::Source && error.is_missing_file() && self.queue.is_there() => {
                 (self.each)(&file.path, Outcome::Skipped(GONE));
                 None
             }
@@ -183,6 +221,25 @@ impl Run<'_> {
                 None
             }
         }
+    }
+
+    /// Whether a partial segment may be the one that a receiver is writing now. One that PostgreSQL leaves at a promotion
+    /// comes with the history of the new timeline.
+    fn is_still_written(&self, file: &WalFile) -> Result<bool> {
+        let WalName::Partial(segment) = file.name else { return Ok(false) };
+        if self.queue.directory.is_none() {
+            return Ok(false);
+        }
+        let is_later = |name: &WalName| matches!(name, WalName::History(timeline) if *timeline > segment.timeline);
+        if self.queue.items.iter().any(|file| is_later(&file.name)) {
+            return Ok(false);
+        }
+        for later in (1..=LATER_TIMELINES).filter_map(|step| segment.timeline.0.checked_add(step)) {
+            if self.archive.holds(&WalName::History(Timeline(later)))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Records the stored files and removes their sources; fails where that could not be made durable.
@@ -231,6 +288,23 @@ fn remove_source(archive: &Archive, file: &WalFile, archived: &Stamp) -> Result<
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove file", path, &error)),
         _ => Ok(()),
     }
+}
+
+fn identity_of(directory: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(directory).map(|meta| (meta.dev(), meta.ino()))
+}
+
+/// Whether the directory is the `wals` of an archive or lies below one, by whatever path: it is not to be emptied.
+fn is_part_of_an_archive(directory: &Path) -> bool {
+    let Ok(real) = directory.canonicalize() else { return false };
+    let is_catalogue = |name: &str| name.ends_with("-xlog.db") || name == "xlog.db";
+    let holds_catalogue = |wals: &Path| {
+        let entries = fs::read_dir(wals).into_iter().flatten().flatten();
+        entries.take(10_000).any(|entry| entry.file_name().to_str().is_some_and(is_catalogue))
+    };
+    let has_identity = |wals: &Path| wals.parent().is_some_and(|server| server.join("identity.json").exists());
+    let mut wals = real.ancestors().take(3).filter(|path| path.file_name().is_some_and(|name| name == "wals"));
+    wals.any(|wals| has_identity(wals) || holds_catalogue(wals))
 }
 
 /// The file to be archived at `path`, by its name and type.

@@ -33,13 +33,26 @@ impl SetAside {
 
 /// `20261121T101752Z`; a number that makes it unique may follow.
 fn is_utc_time(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    bytes.len() >= 16
-        && bytes[..16].iter().enumerate().all(|(at, byte)| match at {
-            8 => *byte == b'T',
-            15 => *byte == b'Z',
-            _ => byte.is_ascii_digit(),
-        })
+    let parts = (text.get(..8), text.get(8..9), text.get(9..15), text.get(15..16));
+    let (Some(day), Some("T"), Some(time), Some("Z")) = parts else { return false };
+    let number =
+        |digits: &str| digits.bytes().all(|it| it.is_ascii_digit()).then(|| digits.parse::<u32>().ok()).flatten();
+    let [year, month, date] = [&day[..4], &day[4..6], &day[6..]].map(number);
+    let clock = [&time[..2], &time[2..4], &time[4..]].map(number);
+    let is_clock = clock.iter().zip([23, 59, 59]).all(|(part, most)| part.is_some_and(|part| part <= most));
+    matches!((year, month, date), (Some(year), Some(month), Some(date)) if is_date(year, month, date)) && is_clock
+}
+
+/// Whether there was such a day.
+fn is_date(year: u32, month: u32, day: u32) -> bool {
+    let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let days = match month {
+        2 => 28 + u32::from(is_leap),
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => 0,
+    };
+    year > 0 && (1..=days).contains(&day)
 }
 
 /// At most this many are told.
@@ -85,7 +98,14 @@ mod tests {
         assert_eq!(partial.name, "000000010000000000000005.partial");
         assert_eq!((partial.since.as_str(), partial.reason.as_str()), ("20261121T101752Z", "duplicate"));
         assert_eq!(of("notes.txt.20261121T101752Z.unknown").name, "notes.txt");
-        for junk in ["", "notes.txt", "a.b.c", "x.20261121T101752.unknown"] {
+        for junk in [
+            "",
+            "notes.txt",
+            "a.b.c",
+            "x.20261121T101752.unknown",
+            "x.20261399T250000Z.unknown",
+            "x.20260229T000000Z.unknown",
+        ] {
             assert_eq!((of(junk).name.as_str(), of(junk).reason.as_str()), (junk, "unknown failure"));
         }
     }

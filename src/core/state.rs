@@ -21,7 +21,7 @@ pub const STATE_FILE: &str = "pg_stat_tmp/archiver.state";
 /// Far beyond any state file.
 const MAX_STATE_BYTES: u64 = 4 << 20;
 /// At most so many files are told of, and at most so much of what is wrong with one.
-const MOST_FILES: usize = 256;
+const MOST_FILES: usize = 1100;
 const MOST_TEXT_CHARACTERS: usize = 1000;
 
 /// Figures since the archiver process began, and its last failure. Times are microseconds since the Unix epoch.
@@ -128,6 +128,11 @@ impl State {
             };
             self.files.push(FileState { name, is_stored: matches!(progress, Progress::Stored), error });
         }
+    }
+
+    /// Forgets refused files that do not wait any more: somebody has removed them.
+    pub fn retain_refused(&mut self, is_waiting: impl Fn(&str) -> bool) {
+        self.refused.retain(|refused| is_waiting(&refused.name));
     }
 
     fn take_refusal(&mut self, name: &str, error: &Error, now_us: i64) {

@@ -128,14 +128,22 @@ pub struct Woken {
 
 /// Sleeps for `timeout` in a backend; a cancel, a statement_timeout or a termination ends it by raising.
 pub fn sleep(timeout: Duration) {
-    let woken = wait_for_events(None, timeout);
-    if woken.by_latch {
+    let timeout_ms = milliseconds(timeout);
+    // An orphan would keep the next start of the server waiting: the process ends where its postmaster does.
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    // SAFETY: MyLatch is set in every process that runs code of ours.
+    let woken = unsafe { pg_sys::WaitLatch(pg_sys::MyLatch, events as i32, timeout_ms, pg_sys::PG_WAIT_EXTENSION) };
+    if woken as u32 & pg_sys::WL_LATCH_SET != 0 {
         reset_latch();
     }
     check_for_interrupts();
 }
 
-/// Ends the WAL segment in use; answers the timeline and where the next segment begins. May raise.
+fn milliseconds(timeout: Duration) -> i64 {
+    i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX).clamp(1, 3_600_000)
+}
+
+/// Ends the WAL segment in use; answers the timeline and the end of the record that says so. May raise.
 pub fn switch_wal() -> (u32, u64) {
     // SAFETY: called in a backend of a primary, inside a transaction, as pg_switch_wal() does.
     unsafe { (pg_sys::GetWALInsertionTimeLine(), pg_sys::RequestXLogSwitch(false)) }
@@ -144,19 +152,14 @@ pub fn switch_wal() -> (u32, u64) {
 /// Sleeps until the latch is set, `socket` is readable, the postmaster dies or the time is over. It may raise (out of
 /// descriptors, say).
 pub fn wait(socket: BorrowedFd<'_>, timeout: Duration) -> Woken {
-    wait_for_events(Some(socket), timeout)
-}
-
-fn wait_for_events(socket: Option<BorrowedFd<'_>>, timeout: Duration) -> Woken {
-    let timeout_ms = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX).clamp(1, 3_600_000);
-    let readable = socket.map_or(0, |_| pg_sys::WL_SOCKET_READABLE);
-    let events = pg_sys::WL_LATCH_SET | readable | pg_sys::WL_TIMEOUT | pg_sys::WL_POSTMASTER_DEATH;
+    let timeout_ms = milliseconds(timeout);
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_SOCKET_READABLE | pg_sys::WL_TIMEOUT | pg_sys::WL_POSTMASTER_DEATH;
     // SAFETY: MyLatch is set in every process that runs code of ours, and the socket is borrowed for the call.
     let woken = unsafe {
         pg_sys::WaitLatchOrSocket(
             pg_sys::MyLatch,
             events as i32,
-            socket.map_or(pg_sys::PGINVALID_SOCKET, |socket| socket.as_raw_fd()),
+            socket.as_raw_fd(),
             timeout_ms,
             pg_sys::PG_WAIT_EXTENSION,
         )

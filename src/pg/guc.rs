@@ -4,7 +4,7 @@
 
 use super::ffi;
 use archiver_core::archive::check_memory;
-use archiver_core::config::{Config, Setting, Settings};
+use archiver_core::config::{Config, Limits, Setting, Settings};
 use archiver_core::server_conf::ServerConf;
 use archiver_core::{Error, Result};
 use pgrx::guc::GucSetting;
@@ -52,6 +52,11 @@ pub fn problems(data_directory: &Path) -> Vec<Error> {
         problems.extend(config(data_directory).err());
     }
     problems
+}
+
+/// What check() judges by.
+pub fn limits() -> Result<Limits> {
+    Limits::parse(&settings())
 }
 
 /// What the configuration amounts to, or what is wrong with it. The files are looked through for names that do not

@@ -97,6 +97,9 @@ impl Module {
         let read_at = ffi::configuration_read_at();
         if self.configuration_read_at != Some(read_at) {
             self.configuration_read_at = Some(read_at);
+            if let Err(error) = guc::limits() {
+                log(PgLogLevel::LOG, Report::new("check() judges without a limit", &error));
+            }
             self.take_config(guc::config(Path::new(".")));
         }
         if let Err(error) = &self.config {
@@ -283,6 +286,7 @@ impl Module {
         self.state.put_ms_p50 = totals.percentile_ms(50);
         self.state.put_ms_p99 = totals.percentile_ms(99);
         self.state.take_progress(&self.archiver.progress(), unix_us(SystemTime::now()));
+        self.state.retain_refused(|name| Path::new(ARCHIVE_STATUS).join(format!("{name}.ready")).exists());
         self.state_written = Some(Instant::now());
         // It is only told: WAL is archived all the same.
         if let Err(error) = self.state.write(Path::new(STATE_FILE)) {

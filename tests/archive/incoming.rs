@@ -41,6 +41,32 @@ fn a_file_that_somebody_else_took_is_skipped() {
 }
 
 #[test]
+fn files_of_a_directory_that_was_unmounted_are_not_taken_for_taken() {
+    let site = Site::new();
+    let directory = incoming(&site, 1);
+    let queue = Queue::of_directory(&directory).unwrap();
+    fs::rename(&directory, site.path("unmounted")).unwrap();
+    fs::create_dir(&directory).unwrap();
+    let all = outcomes(&site, &queue, |_| {});
+    assert!(matches!(all[..], [Outcome::Failed(_)]), "{all:?}");
+}
+
+#[test]
+fn a_link_and_a_pipe_in_place_of_a_file_are_not_opened() {
+    let site = Site::new();
+    let directory = incoming(&site, 2);
+    let queue = Queue::of_directory(&directory).unwrap();
+    let [first, second] = [1, 2].map(|number| directory.join(site.name(number).to_string()));
+    fs::rename(&first, site.path("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(site.path("elsewhere"), &first).unwrap();
+    fs::remove_file(&second).unwrap();
+    nix::unistd::mkfifo(&second, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let all = outcomes(&site, &queue, |_| {});
+    assert!(matches!(all[..], [Outcome::Failed(_), Outcome::Failed(_)]), "{all:?}");
+    assert!(site.path("elsewhere").exists() && second.exists());
+}
+
+#[test]
 fn a_source_that_was_replaced_meanwhile_stays() {
     let site = Site::new();
     let directory = incoming(&site, 2);

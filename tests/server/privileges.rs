@@ -12,7 +12,7 @@ fn only_monitors_see_the_status_and_only_superusers_probe() {
         "SELECT configured FROM archiver.status",
         "SELECT configured FROM archiver.status()",
         "SELECT bool_and(state <> '') FROM archiver.check()",
-        "SELECT archiver.facts(NULL, NULL) IS NOT NULL",
+        "SELECT archiver.facts(NULL) IS NOT NULL",
     ];
     for query in queries {
         let refused = cluster.psql_as("plain", query).expect_err(query);

@@ -3,13 +3,13 @@
 use crate::args::{Archive as Arguments, Arguments as Typed};
 use crate::output::{self, End, tell, write_json};
 use crate::settings;
+use archiver_core::Result;
 use archiver_core::archive::Archive;
 use archiver_core::config::Config;
 use archiver_core::data_directory::{cluster, writer};
 use archiver_core::incoming::{Outcome, Queue};
 use archiver_core::pulse::Pulse;
 use archiver_core::report::Report;
-use archiver_core::{Error, Kind, Result};
 use serde::Serialize;
 use std::io::{self, BufWriter, StdoutLock, Write};
 use std::path::Path;
@@ -50,14 +50,14 @@ pub fn run(typed: &Typed, wanted: &Arguments) -> std::result::Result<u8, End> {
 fn open(typed: &Typed, config: Config, data_directory: &Path, queue: &Queue) -> Result<Archive> {
     let (cluster, marker) = match cluster(data_directory, &queue.items)? {
         Some((cluster, marker)) => (cluster, Some(marker)),
-        None if typed.data_directory.is_some() => {
-            let path = data_directory.display().to_string();
-            let message = format!("\"{path}\" is no data directory");
-            return Err(Error::new(Kind::Configuration, path, message).detail("There is no global/pg_control in it."));
+        None => {
+            settings::system_identifier(typed, data_directory)?;
+            (writer(&queue.items)?, None)
         }
-        None => (writer(&queue.items)?, None),
     };
-    Archive::new(config, cluster, marker, Arc::new(Pulse::new()))
+    let archive = Archive::new(config, cluster, marker, Arc::new(Pulse::new()))?;
+    archive.refuse_root_in_anothers()?;
+    Ok(archive)
 }
 
 /// One file, for machines.

@@ -5,7 +5,6 @@ use crate::output::{self, End, rfc3339, tell, write_json};
 use crate::settings;
 use archiver_core::Result;
 use archiver_core::config::Destination;
-use archiver_core::data_directory::system_identifier;
 use archiver_core::listing::{Archived, Range, list_page, locate};
 use archiver_core::place::Place;
 use archiver_core::pulse::Pulse;
@@ -21,7 +20,7 @@ fn open(arguments: &Arguments) -> Result<(Place, Option<u64>)> {
     let data_directory = settings::data_directory(arguments, None);
     let destination = Destination::parse(&settings::read(arguments, &data_directory)?)?;
     let place = Place::open(&destination, &Arc::new(Pulse::new()))?;
-    Ok((place, system_identifier(&data_directory)?))
+    Ok((place, settings::system_identifier(arguments, &data_directory)?))
 }
 
 /// An archived file, as `archiver.list_wal` names its columns.

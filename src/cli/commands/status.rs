@@ -4,9 +4,10 @@ use crate::args::{Arguments, Check, Status};
 use crate::output::{self, End, rfc3339, write_json};
 use crate::settings;
 use archiver_core::Error;
+use archiver_core::archive::check_memory;
 use archiver_core::check::{self, Home, Row, Verdict};
-use archiver_core::config::Config;
-use archiver_core::data_directory::system_identifier;
+use archiver_core::config::{Config, Limits};
+use archiver_core::data_directory::cluster;
 use archiver_core::queue::{Summary, waiting};
 use archiver_core::state::State;
 use serde::{Serialize, Serializer};
@@ -16,8 +17,8 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// The cluster that lives in the data directory, if one does, and what its archiver process tells.
-fn look_at(data_directory: &Path) -> archiver_core::Result<(Option<Home>, Option<State>)> {
-    let home = system_identifier(data_directory)?
+fn look_at(arguments: &Arguments, data_directory: &Path) -> archiver_core::Result<(Option<Home>, Option<State>)> {
+    let home = settings::system_identifier(arguments, data_directory)?
         .map(|system_identifier| Home { system_identifier, data_directory: data_directory.to_path_buf() });
     let state = home.as_ref().and_then(|home| State::of_running_server(data_directory, home.system_identifier));
     Ok((home, state))
@@ -88,7 +89,7 @@ impl Shown {
 pub fn status(arguments: &Arguments, wanted: &Status) -> Result<u8, End> {
     let data_directory = settings::data_directory(arguments, None);
     let config = Config::parse(&settings::read(arguments, &data_directory)?)?;
-    let (home, state) = look_at(&data_directory)?;
+    let (home, state) = look_at(arguments, &data_directory)?;
     let shown = Shown::of(&config, home.as_ref(), state);
     let mut out = output::standard_output();
     if wanted.json {
@@ -121,10 +122,21 @@ fn judge(arguments: &Arguments) -> archiver_core::Result<Vec<Row>> {
         Ok(config) => config,
         Err(_) => return Ok(Config::problems(&settings).iter().map(as_row).collect()),
     };
-    let (home, state) = look_at(&data_directory)?;
-    let mut rows = vec![Row::ok("settings", "all known and valid"), check::compression(&config)];
+    let (home, state) = look_at(arguments, &data_directory)?;
+    let limits = Limits::parse(&settings);
+    let mut rows = vec![match (cluster(&data_directory, &[]), &limits) {
+        (_, Err(error)) => as_row(error),
+        (Ok(Some((cluster, _))), _) => match check_memory(&config, &cluster) {
+            Ok(()) => Row::ok("settings", "all known and valid"),
+            Err(error) => as_row(&error),
+        },
+        // Without the segment size, or the right to look for it, that one is left to the server.
+        _ => Row::ok("settings", "all known and valid"),
+    }];
+    rows.push(check::compression(&config));
     if home.is_some() {
-        rows.push(check::waiting(&data_directory.join("pg_wal"), &config.limits));
+        rows.push(check::archiver_process(state.as_ref()));
+        rows.push(check::waiting(&data_directory.join("pg_wal"), &limits.unwrap_or_default()));
         rows.push(check::refused(state.as_ref()));
     }
     rows.extend(check::check_storage(&config, home.as_ref()));

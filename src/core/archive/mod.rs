@@ -21,6 +21,7 @@ use crate::pulse::{Beating, Pulse};
 use crate::store::{Attributes, Body, Put};
 use crate::sums::{Hash, Sum};
 use crate::wal::{LongPageHeader, WalName};
+use nix::unistd::geteuid;
 use once_cell::sync::OnceCell;
 use source::Source;
 use std::fs::{self, Metadata};
@@ -120,6 +121,40 @@ impl Archive {
     /// Opens the storage, unless that was done before. Nothing is written.
     pub fn open(&self) -> Result<()> {
         self.place().map(drop)
+    }
+
+    /// Whether its cluster's memory of the archives it has begun is at hand: else nothing tells an unmounted directory
+    /// from a new archive.
+    pub fn has_marker(&self) -> bool {
+        self.marker.is_some()
+    }
+
+    /// Fails as [`Place::confirm_archive`] does: where no archive of this cluster is to be seen.
+    pub fn confirm_begun(&self) -> Result<()> {
+        self.place()?.confirm_archive(Some(self.cluster.system_identifier))
+    }
+
+    /// Whether a file of that name is stored.
+    pub fn holds(&self, name: &WalName) -> Result<bool> {
+        let place = self.place()?;
+        Ok(place.store.head(&place.layout.wal_key(name, ""))?.is_some())
+    }
+
+    /// Fails where root would write into another user's archive: what it makes there would be out of that user's reach.
+    /// A storage that cannot be looked at is told of file by file.
+    pub fn refuse_root_in_anothers(&self) -> Result<()> {
+        let Ok(place) = self.place() else { return Ok(()) };
+        let Some(records) = place.records.as_ref().filter(|_| geteuid().is_root()) else { return Ok(()) };
+        let folders = [records.root().join(place.layout.server_folder()), records.root().clone()];
+        match folders.iter().find_map(|folder| fs::metadata(folder).ok()).map(|meta| meta.uid()) {
+            Some(owner) if owner != 0 => {
+                let location = place.location();
+                let message =
+                    format!("the archive at \"{location}\" belongs to the operating system user with ID {owner}");
+                Err(Error::new(Kind::Configuration, location, message).hint("Run this as that user, not as root."))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether the file with that metadata is the very one that is stored under `name`.

@@ -6,9 +6,9 @@ use crate::identity::Cluster;
 use crate::pulse::{Beating, Pulse};
 use crate::sums::Hash;
 use crate::wal::{LongPageHeader, WalName};
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -88,7 +88,10 @@ pub fn read(
     pulse: &Pulse,
 ) -> Result<Source> {
     let failed = |action: &str, error: &io::Error| Error::io(action, &file.path, error).of_kind(Kind::Source);
-    let mut opened = File::open(&file.path).map_err(|error| failed("open file", &error))?;
+    // Nothing else may take its place meanwhile: no link to another file, no pipe that nobody writes to.
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let mut opened = options.open(&file.path).map_err(|error| failed("open file", &error))?;
     let meta = opened.metadata().map_err(|error| failed("stat file", &error))?;
     if !meta.is_file() {
         return Err(unfit(file, "it is not a regular file"));

@@ -157,11 +157,10 @@ pub struct Config {
     pub read_ahead: usize,
     /// Bound on the memory of all buffers.
     pub memory_limit_bytes: u64,
-    /// What a check judges by.
-    pub limits: Limits,
 }
 
-/// What a check judges by; where there is none, it only tells.
+/// What a check judges by; where there is none, it only tells. A wrong one is told and stops no archiving: WAL that piles
+/// up for the sake of a threshold would help nobody.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// The age of the newest archived file.
@@ -260,8 +259,7 @@ impl Config {
                     "It must be a size from 16MB to 64GB; units are B, kB, MB, GB and TB, and kB where none is given";
                 memory_limit.wrong(rule)
             })?;
-        let limits = Limits::parse(settings)?;
-        Ok(Config { destination, compression, level, workers, read_ahead, memory_limit_bytes, limits })
+        Ok(Config { destination, compression, level, workers, read_ahead, memory_limit_bytes })
     }
 
     /// Everything that is missing or wrong, one error for each setting.
@@ -272,7 +270,7 @@ impl Config {
             for typed in [Some(setting), (setting == Setting::CompressionLevel).then_some(Setting::Compression)] {
                 typed.into_iter().for_each(|typed| alone.set(typed, settings.get(typed)));
             }
-            let error = Config::parse(&alone).err()?;
+            let error = Config::parse(&alone).err().or_else(|| Limits::parse(&alone).err())?;
             (error.subject() == format!("archiver.{}", setting.name())).then_some(error)
         };
         Setting::ALL.into_iter().filter_map(wrong).collect()
@@ -280,7 +278,8 @@ impl Config {
 }
 
 impl Limits {
-    fn parse(settings: &Settings) -> Result<Self> {
+    /// Reads the two settings; fails with the first that is wrong.
+    pub fn parse(settings: &Settings) -> Result<Self> {
         let age = settings.typed(Setting::LastWalMaximumAge);
         let last_wal_maximum_age = match age.text {
             "" => None,
@@ -343,10 +342,6 @@ mod tests {
             (Setting::MemoryLimit, "-1"),
             (Setting::RetryTimeout, "0"),
             (Setting::RetryTimeout, "60 parsecs"),
-            (Setting::LastWalMaximumAge, "soon"),
-            (Setting::LastWalMaximumAge, "2"),
-            (Setting::MaxIncomingWalsQueue, "-1"),
-            (Setting::MaxIncomingWalsQueue, "many"),
         ] {
             let error = parse(&[(setting, value)]).expect_err(value);
             assert_eq!(error.kind(), Kind::Configuration);
@@ -372,11 +367,26 @@ mod tests {
 
     #[test]
     fn limits_are_barmans_and_may_be_missing() {
-        assert_eq!(parse(&[]).unwrap().limits, Limits::default());
-        let limits =
-            parse(&[(Setting::LastWalMaximumAge, "2 HOURS"), (Setting::MaxIncomingWalsQueue, "100")]).unwrap().limits;
+        let mut settings = Settings::default();
+        assert_eq!(Limits::parse(&settings), Ok(Limits::default()));
+        settings.set(Setting::LastWalMaximumAge, "2 HOURS");
+        settings.set(Setting::MaxIncomingWalsQueue, "100");
+        let limits = Limits::parse(&settings).unwrap();
         assert_eq!(limits.last_wal_maximum_age, Some(Duration::from_secs(7200)));
         assert_eq!(limits.max_incoming_wals_queue, Some(100));
+        for (setting, value) in [
+            (Setting::LastWalMaximumAge, "soon"),
+            (Setting::LastWalMaximumAge, "2"),
+            (Setting::MaxIncomingWalsQueue, "-1"),
+            (Setting::MaxIncomingWalsQueue, "many"),
+        ] {
+            let mut settings = settings.clone();
+            settings.set(setting, value);
+            assert_eq!(Limits::parse(&settings).unwrap_err().subject(), format!("archiver.{}", setting.name()));
+            settings.set(Setting::Storage, "file:///srv/wal");
+            assert!(Config::parse(&settings).is_ok(), "it stops no archiving");
+            assert_eq!(Config::problems(&settings).len(), 1);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The check that a DBA trusts: a segment is completed, and stands in the archive before the answer comes.
 
-use super::{archiver_pid, in_storage, pg_wal, state_of};
+use super::{in_storage, pg_wal, state};
 use crate::pg::{ffi, guc, report};
 use archiver_core::error::{Error, Kind, Result};
 use archiver_core::queue;
@@ -16,7 +16,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 const STATE_INTERVAL: Duration = Duration::from_millis(500);
 /// PostgreSQL tries a file three times, a second apart, before it rests (pgarch.c, `NUM_ARCHIVE_RETRIES`).
 const ATTEMPTS: u64 = 3;
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
+/// A day.
+const LONGEST_TIMEOUT_US: i128 = 24 * 3600 * 1_000_000;
 
 fn wrong_state(message: &str, hint: &str) -> Error {
     Error::new(Kind::Configuration, "server", message).hint(hint)
@@ -47,7 +48,7 @@ fn switch_wal() -> Result<WalName> {
     Spi::run("SELECT pg_catalog.pg_logical_emit_message(false, 'archiver', 'archive_now')")
         .map_err(|error| Error::new(Kind::Internal, "WAL", format!("could not write to WAL: {error}")))?;
     let (timeline, end) = ffi::switch_wal();
-    // The switch answers where the next segment begins.
+    // The end of the switch record, which may be that of the segment.
     let last = Lsn(end.saturating_sub(1));
     Ok(WalName::Segment(SegmentName::containing(Timeline(timeline), last, ffi::cluster().segment_size)))
 }
@@ -62,7 +63,7 @@ fn is_answered(name: &WalName) -> bool {
 
 /// The archiver's own words on why a file is not archived, if it has failed since `began`.
 fn failure(name: &WalName, began: SystemTime, least_attempts: u64) -> Option<Error> {
-    let state = state_of(archiver_pid())?;
+    let state = state()?;
     let failed_at = UNIX_EPOCH + Duration::from_micros(u64::try_from(state.last_error_us?).ok()?);
     if state.failed_attempts < least_attempts.max(1) || failed_at < began {
         return None;
@@ -125,8 +126,8 @@ pub(super) fn archive_now(
     timeout: default!(Option<Interval>, "'60 s'"),
 ) -> TableIterator<'static, (name!(name, String), name!(location, String), name!(seconds, f64))> {
     let began = Instant::now();
-    let timeout_us = timeout.map_or(60_000_000, |timeout| timeout.as_micros());
-    let timeout = Duration::from_micros(u64::try_from(timeout_us).unwrap_or(0)).min(LONGEST_TIMEOUT);
+    let timeout_us = timeout.map_or(60_000_000, |timeout| timeout.as_micros()).clamp(0, LONGEST_TIMEOUT_US);
+    let timeout = Duration::from_micros(u64::try_from(timeout_us).unwrap_or(0));
     let archived = see_that_archiving_is_on().and_then(|()| {
         let name = switch_wal()?;
         wait_until_archived(&name, timeout)?;

@@ -1,6 +1,6 @@
 //! Whether archiving works: what the server says of itself, and what the storage looks like.
 
-use super::{STORAGE_PATIENCE, pg_wal, state_of};
+use super::{STORAGE_PATIENCE, pg_wal, state};
 use crate::pg::{ffi, guc, off_thread};
 use archiver_core::check::{self as core_check, Home, Row};
 use archiver_core::config::{Config, Limits};
@@ -18,7 +18,6 @@ struct ServerFacts {
     seconds_since_archived: Option<f64>,
     last_failed_wal: Option<String>,
     failed_after_archived: bool,
-    archiver_pid: Option<i32>,
 }
 
 impl ServerFacts {
@@ -34,8 +33,7 @@ impl ServerFacts {
                     "SELECT pg_catalog.current_setting('archive_mode'), pg_catalog.current_setting('archive_library'), \
                      pg_catalog.current_setting('archive_command'), archived_count, last_archived_wal, \
                      EXTRACT(epoch FROM pg_catalog.clock_timestamp() - last_archived_time)::float8, last_failed_wal, \
-                     last_failed_time > COALESCE(last_archived_time, '-infinity'), \
-                     (SELECT pid FROM pg_catalog.pg_stat_activity WHERE backend_type = 'archiver') \
+                     last_failed_time > COALESCE(last_archived_time, '-infinity') \
                      FROM pg_catalog.pg_stat_archiver",
                     Some(1),
                     &[],
@@ -50,7 +48,6 @@ impl ServerFacts {
                 seconds_since_archived: row.get(6)?,
                 last_failed_wal: row.get(7)?,
                 failed_after_archived: row.get(8)?.unwrap_or_default(),
-                archiver_pid: row.get(9)?,
             })
         })
     }
@@ -119,9 +116,7 @@ fn continuous_archiving(facts: &ServerFacts) -> Row {
         Some(failed) if facts.failed_after_archived && !is_old_history => Row::failed(
             name,
             format!("the last attempt failed, for \"{failed}\""),
-            state_of(facts.archiver_pid)
-                .and_then(|state| state.last_error)
-                .unwrap_or_else(|| "The server log says why.".into()),
+            state().and_then(|state| state.last_error).unwrap_or_else(|| "The server log says why.".into()),
         ),
         _ if facts.waits_for_promotion() => Row::ok(name, AT_PROMOTION),
         _ if facts.archived_count == 0 => Row::warning(name, "nothing was archived yet", NO_WAL_HINT),
@@ -183,11 +178,13 @@ pub(super) fn check(
     }
     let mut rows = Vec::new();
     let config = guc::config(&ffi::data_directory());
-    let limits = config.as_ref().map(|config| config.limits.clone()).unwrap_or_default();
+    let limits = guc::limits();
+    let is_valid = config.is_ok() && limits.is_ok();
+    let limits = limits.unwrap_or_default();
     match ServerFacts::read() {
         Ok(facts) => {
             rows.extend([archive_mode, archive_library, archive_command, continuous_archiving].map(|row| row(&facts)));
-            rows.extend([last_archived(&facts, &limits), core_check::refused(state_of(facts.archiver_pid).as_ref())]);
+            rows.extend([last_archived(&facts, &limits), core_check::refused(state().as_ref())]);
         }
         Err(error) => {
             let error =
@@ -196,16 +193,16 @@ pub(super) fn check(
         }
     }
     rows.push(core_check::waiting(&pg_wal(), &limits));
-    match config {
-        Ok(config) => {
-            rows.push(Row::ok("settings", "all known and valid"));
-            rows.push(core_check::compression(&config));
-            rows.extend(storage_rows(&config, is_probe));
-        }
-        Err(_) => {
-            let problems = guc::problems(&ffi::data_directory());
-            rows.extend(problems.iter().map(|error| Row::of_error("settings", error)));
-        }
+    if is_valid {
+        rows.push(Row::ok("settings", "all known and valid"));
+    } else {
+        let problems = guc::problems(&ffi::data_directory());
+        rows.extend(problems.iter().map(|error| Row::of_error("settings", error)));
+    }
+    // Nothing can be known of a storage that is not named rightly.
+    if let Ok(config) = config {
+        rows.push(core_check::compression(&config));
+        rows.extend(storage_rows(&config, is_probe));
     }
     let in_columns = |row: Row| (row.name.to_string(), row.verdict.word().to_string(), row.detail, row.hint);
     TableIterator::new(rows.into_iter().map(in_columns))

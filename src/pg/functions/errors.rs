@@ -1,6 +1,6 @@
 //! Files that were refused or set aside.
 
-use super::{archiver_pid, in_storage, pg_wal, state_of};
+use super::{in_storage, pg_wal, state};
 use crate::pg::report;
 use archiver_core::report::Report;
 use archiver_core::set_aside;
@@ -25,7 +25,7 @@ pub(super) fn error_rows() -> TableIterator<
     ),
 > {
     let directory = pg_wal();
-    let refused = state_of(archiver_pid()).map(|state| state.refused).unwrap_or_default();
+    let refused = state().map(|state| state.refused).unwrap_or_default();
     let mut rows: Vec<_> = refused
         .into_iter()
         .map(|file| {

@@ -2,7 +2,7 @@
 
 use super::in_storage;
 use super::queue::timestamp;
-use crate::pg::report;
+use crate::pg::{ffi, report};
 use archiver_core::listing::{self, Archived, Range};
 use archiver_core::report::Report;
 use archiver_core::wal::WalName;
@@ -11,7 +11,7 @@ use pgrx::prelude::*;
 use std::collections::VecDeque;
 
 /// Files looked at in one go: few enough to be quick, also where each has to be opened.
-const PAGE_FILES: usize = 500;
+const PAGE_FILES: usize = 100;
 
 /// The archived files of a range, fetched page by page as they are asked for: memory stays small, however many there are.
 struct Listing {
@@ -26,9 +26,10 @@ impl Listing {
         while self.page.is_empty() && !self.is_over {
             let (range, after) = (self.range, self.after.clone());
             let is_first = after.is_none();
+            let system_identifier = ffi::cluster().system_identifier;
             let (page, after) = in_storage(move |place| {
                 if is_first {
-                    place.confirm_archive(None)?;
+                    place.confirm_archive(Some(system_identifier))?;
                 }
                 listing::list_page(place, after.as_deref(), &range, PAGE_FILES)
             })?;

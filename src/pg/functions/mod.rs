@@ -14,8 +14,8 @@ use archiver_core::Result;
 use archiver_core::config::Config;
 use archiver_core::place::Place;
 use archiver_core::pulse::Pulse;
-use archiver_core::state::{STATE_FILE, State};
-use pgrx::prelude::*;
+use archiver_core::state::State;
+use pgrx::extension_sql_file;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,23 +34,11 @@ fn pg_wal() -> PathBuf {
     ffi::data_directory().join("pg_wal")
 }
 
-/// The archiver process that runs now. Hidden from a role that may not see the server's statistics.
-fn archiver_pid() -> Option<i32> {
-    let pid = "SELECT pid FROM pg_catalog.pg_stat_activity WHERE backend_type = 'archiver'";
-    // What was seen before in this transaction would be told again.
-    Spi::run("SELECT pg_catalog.pg_stat_clear_snapshot()").and_then(|()| Spi::get_one(pid)).ok().flatten()
-}
-
-/// The state file, if the archiver process that runs now wrote it: one that came with a copy of the data directory, or
-/// that an earlier process left, says nothing.
-fn state_of(archiver_pid: Option<i32>) -> Option<State> {
-    let data_directory = ffi::data_directory();
-    let state = State::read(&data_directory.join(STATE_FILE)).ok()??;
-    let is_ours = state.system_identifier == ffi::cluster().system_identifier
-        && state.data_directory_inode == off_thread::inode_of(&data_directory)
-        && state.server_started_us == ffi::server_started_us()
-        && Some(state.archiver_pid) == archiver_pid;
-    is_ours.then_some(state)
+/// What the archiver process that runs now tells of itself; what came with a copy of the data directory, or was left by
+/// an earlier process, says nothing.
+fn state() -> Option<State> {
+    let state = State::of_running_server(&ffi::data_directory(), ffi::cluster().system_identifier)?;
+    (state.server_started_us == ffi::server_started_us()).then_some(state)
 }
 
 extension_sql_file!(

@@ -1,6 +1,6 @@
 //! The files that wait to be archived.
 
-use super::{archiver_pid, pg_wal, state_of};
+use super::{pg_wal, state};
 use archiver_core::queue::{Waiting, waiting};
 use archiver_core::state::State;
 use pgrx::datum::datetime_support::to_timestamp;
@@ -46,7 +46,7 @@ pub(super) fn queue() -> TableIterator<
         name!(error, Option<String>),
     ),
 > {
-    let state = state_of(archiver_pid());
+    let state = state();
     let rows: Vec<_> = waiting(&pg_wal())
         .into_iter()
         .map(|file| {

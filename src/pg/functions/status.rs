@@ -1,6 +1,6 @@
 //! What the status row is made from.
 
-use super::{pg_wal, state_of};
+use super::{pg_wal, state};
 use crate::pg::{ffi, guc};
 use archiver_core::config::Setting;
 use archiver_core::queue::{Summary, waiting};
@@ -69,9 +69,9 @@ fn lag_bytes(last_archived_wal: Option<&str>) -> Option<u64> {
     (!ffi::is_in_recovery()).then(|| ffi::written_lsn().saturating_sub(archived_to.0))
 }
 
-/// Everything about archiving that this library knows, for the status view. Both arguments are what PostgreSQL tells.
+/// Everything about archiving that this library knows, for the status view; the argument is what PostgreSQL tells.
 #[pg_extern]
-pub(super) fn facts(last_archived_wal: Option<&str>, archiver_pid: Option<i32>) -> pgrx::JsonB {
+pub(super) fn facts(last_archived_wal: Option<&str>) -> pgrx::JsonB {
     let settings = guc::settings();
     let config = guc::config(&ffi::data_directory());
     let queue = Summary::of(&waiting(&pg_wal()));
@@ -87,7 +87,7 @@ pub(super) fn facts(last_archived_wal: Option<&str>, archiver_pid: Option<i32>) 
         queue_bytes: queue.bytes,
         oldest_ready_seconds: queue.age_seconds(),
         lag_bytes: lag_bytes(last_archived_wal),
-        process: state_of(archiver_pid).map(Process::from),
+        process: state().map(Process::from),
     };
     pgrx::JsonB(serde_json::to_value(facts).unwrap_or_default())
 }

@@ -251,6 +251,12 @@ fn without_a_data_directory_the_wal_says_whose_it_is() {
     let content = site.content(&site.name(1));
     let segment =
         bring(&site, &site.name(1).to_string(), &compressed(archiver_core::codec::Compression::Gzip, &content));
+    // An unmounted directory looks like this, too: no source is removed for its sake.
+    let refused = archive_directory(&site, &[]).with(4);
+    assert!(refused.err.contains("there is no archive at") && refused.err.contains("--keep"), "{}", refused.err);
+    assert!(tree(&site.storage()).is_empty());
+    archive_directory(&site, &["--keep"]).with(0);
+    assert!(history.exists() && segment.exists());
     archive_directory(&site, &[]).with(0);
     assert!(!history.exists() && !segment.exists());
     let identity = fs::read_to_string(site.storage().join("main/identity.json")).unwrap();
@@ -382,9 +388,48 @@ fn a_servers_own_wal_and_the_archive_itself_are_no_incoming_directories() {
     assert!(tree(&site.storage()).is_empty() && file.path.exists());
     run(&site, &["archive", &named(&file)]).with(0);
     let stored = site.stored(&file.name);
-    let refused = run(&site, &["archive", &stored.parent().unwrap().display().to_string()]).with(4);
-    assert!(refused.err.contains("it is the archived file itself"), "{}", refused.err);
+    // By whatever path, and whatever it is to be archived to.
+    symlink(site.storage(), site.path("link")).unwrap();
+    fs::create_dir(site.path("other")).unwrap();
+    let other = format!("file://{}", site.path("other").display());
+    for directory in [stored.parent().unwrap(), &site.storage().join("main/wals"), &site.path("link/main/wals")] {
+        for arguments in [&["archive"][..], &["--storage", &other, "archive"]] {
+            let refused = run(&site, &[arguments, &[&directory.display().to_string()]].concat()).with(4);
+            assert!(refused.err.contains("is part of an archive"), "{}", refused.err);
+        }
+    }
     assert!(stored.exists());
+}
+
+#[test]
+fn a_partial_segment_that_may_still_be_written_is_left_alone() {
+    let site = site();
+    bring_segment(&site, 1);
+    let partial = bring(&site, &format!("{}.partial", site.name(2)), &site.content(&site.name(2)));
+    let ended = archive_directory(&site, &["--verbose"]).with(0);
+    assert!(ended.out.contains(".partial: skipped (its segment may still be being written"), "{}", ended.out);
+    assert!(partial.exists());
+    // A promotion has ended its timeline; the history is archived already.
+    bring(&site, HISTORY, b"1\t0/200000\tx\n");
+    fs::rename(&partial, site.path("aside")).unwrap();
+    archive_directory(&site, &[]).with(0);
+    fs::rename(site.path("aside"), &partial).unwrap();
+    archive_directory(&site, &[]).with(0);
+    assert!(!partial.exists());
+    assert_eq!(site.catalogue().len(), 3);
+}
+
+#[test]
+fn a_data_directory_that_is_none_is_refused_where_it_was_named() {
+    let site = site();
+    bring_segment(&site, 1);
+    archive_directory(&site, &[]).with(0);
+    let (name, storage) = (site.name(1).to_string(), format!("file://{}", site.storage().display()));
+    for command in [&["list"][..], &["exists", &name], &["status"]] {
+        let typed = [&["-D", "/nowhere", "--storage", &storage], command].concat();
+        let refused = run(&site, &typed).with(3);
+        assert!(refused.err.contains("\"/nowhere\" is no data directory"), "{}", refused.err);
+    }
 }
 
 #[test]
