@@ -214,6 +214,46 @@ fn a_promotion_in_mid_segment_archives_partial_history_and_the_new_timelines_fir
 }
 
 #[test]
+fn a_promotion_at_a_segment_boundary_archives_history_and_the_new_timeline_without_a_partial() {
+    let primary = started();
+    insert(&primary, 1_000);
+    let standby = standby_of(&primary).with("archive_mode", "on");
+    let third = Cluster::from_backup(&primary);
+    standby.start();
+    insert(&primary, 3_000);
+    // Now and then the primary notes its running transactions by itself: then once more.
+    let is_at_boundary = || {
+        primary.write_segments(1);
+        wait_for_replay(&standby, &primary);
+        standby.psql("SELECT (pg_last_wal_replay_lsn() - '0/0') % 1048576 = 0") == "t"
+    };
+    wait_until("the standby stands at a segment's end", is_at_boundary);
+    primary.drain();
+    primary.stop(Stop::Immediate);
+    let boundary = standby.psql("SELECT pg_last_wal_replay_lsn() - '0/0'").parse::<u64>().expect("a number");
+    standby.promote();
+    insert(&standby, 20_000);
+    standby.write_segments(2);
+    standby.drain();
+    let expected = standby.psql(CHECKSUM);
+
+    let stored: Vec<String> = standby.stored_in(&primary.archive()).into_keys().collect();
+    assert!(!stored.iter().any(|name| name.ends_with(".partial")), "{stored:?}");
+    assert!(stored.contains(&"00000002.history".to_string()), "{stored:?}");
+    let first = format!("0000000200000000{:08X}", boundary >> 20);
+    assert_eq!(stored.iter().find(|name| name.starts_with("00000002") && name.len() == 24), Some(&first));
+    let segment = fs::read(standby.pg_wal(&first)).expect("read segment");
+    assert_eq!(segment[4..8], 2_u32.to_ne_bytes(), "the new timeline begins with its own page header");
+    assert!(standby.assert_done_files_restore_equal() >= 3);
+    primary.assert_one_line_each();
+
+    third.write_file(&third.data().join("recovery.signal"), b"");
+    third.start();
+    wait_for_end_of_recovery(&third);
+    assert_eq!(third.psql(CHECKSUM), expected);
+}
+
+#[test]
 fn a_standby_that_always_archives_shares_the_archive_with_its_primary() {
     let primary = started();
     insert(&primary, 1_000);

@@ -5,6 +5,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// Lines of the server log that hold `word`.
 fn lines_with(log: &str, word: &str) -> usize {
@@ -117,6 +118,12 @@ fn a_full_disk_is_refused_and_leaves_no_part_of_a_file() {
     let log = cluster.log_since(mark);
     assert_eq!(lines_with(&log, "WARNING:  could not archive WAL file"), 1, "told once: {log}");
     assert!(log.contains("HINT:  Free space on that file system; the file is tried again by itself."), "{log}");
+
+    let took = cluster.stop(Stop::Fast);
+    println!("stopped in {took:?} with a full storage");
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert!(!cluster.status_files("ready").is_empty(), "nothing is answered for that is not stored");
+    cluster.start();
 
     let more = Some("size=40m");
     mount(None::<&str>, &archive, None::<&str>, MsFlags::MS_REMOUNT, more).expect("enlarge the file system");
