@@ -37,6 +37,7 @@ fn exit(cluster: &Cluster, gates: &Gates, cause: Cause, is_hung: bool, by_itself
     cluster.write_segments(4);
     wait_until("several files are on their way", || staged(cluster).len() >= 2);
     let archiver = cluster.running_archiver();
+    gates.forget_exits();
     let asked_for = cluster.status_files("ready").into_iter().next().expect("a waiting file");
     let let_one_pass = || {
         if !is_hung {

@@ -2,7 +2,7 @@
 
 use crate::cluster::{Cluster, text, wait_until};
 use nix::unistd::Pid;
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -112,6 +112,11 @@ impl Gates {
     #[track_caller]
     pub fn wait_for(&self, gate: Gate) {
         wait_until(&format!("a file waits at the gate {gate:?}"), || self.has_held(gate));
+    }
+
+    /// Forgets who has exited until now: PIDs come again.
+    pub fn forget_exits(&self) {
+        File::options().write(true).truncate(true).open(self.path("exits")).expect("truncate exits");
     }
 
     /// The status a process has exited with: told by itself, at the very end. None while it runs, and for one that
