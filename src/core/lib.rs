@@ -13,6 +13,7 @@
 //!    |
 //! incoming                   archiving from outside the server
 //! ```
+//! `queue`, `state` and `set_aside` tell what waits, how the archiver process stands, and what was set aside.
 //! `data_directory` tells whose WAL it is where no server does. `durable`, `owner`, `pulse` and `sys` are what the
 //! file-system rooms stand on. Nothing here knows pgrx.
 #![deny(unsafe_code)]
