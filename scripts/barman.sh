@@ -6,6 +6,7 @@ barman='barman[cloud,zstandard,lz4,snappy]==3.19.1'
 kept=$HOME/.cache/archiver/barman-3.19.1
 
 cd "$(dirname "$0")/.."
+scripts/requirements.sh file # which Barman asks of each stored file
 mkdir -p "${kept%/*}"
 exec {lock}>"$kept.lock"
 flock "$lock" # two at once would spoil each other's
