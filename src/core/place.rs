@@ -87,6 +87,7 @@ impl Place {
                 };
                 Ok(Place { store: Box::new(store), layout, records: Some(records) })
             }
+            StorageUrl::S3(_) => todo!(),
         }
     }
 
