@@ -1,0 +1,205 @@
+#!/bin/bash
+# with-s3.sh SERVER... -- COMMAND...: runs COMMAND with S3 servers beside it and ends with its exit code. Installs what is
+# missing; everything listens on free ports of loopback, holds no data of an earlier run, and is gone afterwards.
+# SERVER is `ceph` (RADOS Gateway, Debian's), which is strict and quick. COMMAND finds in its environment:
+#   ARCHIVER_TEST_S3_CA                        file with the certificate of the authority that every https below is under
+#   ARCHIVER_TEST_CEPH, ARCHIVER_TEST_CEPH_HTTP      https://127.0.0.1:PORT, and the same gateway without TLS
+#   ARCHIVER_TEST_CEPH_KEY, _SECRET            a user who may make buckets
+#   ARCHIVER_TEST_CEPH_OTHER_KEY, _SECRET      another one, who may do nothing in the buckets of the first
+# The region is us-east-1 everywhere. The gateway has the storage classes STANDARD and STANDARD_IA, SSE with AES256, and
+# with aws:kms by the key `archiver`; it serves BUCKET.buckets.localhost:PORT too, for which its certificate holds.
+set -euo pipefail
+shopt -s inherit_errexit
+
+servers=()
+while (($#)) && [[ $1 != -- ]]; do
+    [[ $1 == ceph ]] || { echo "with-s3: there is no server \"$1\"" >&2; exit 2; }
+    servers+=("$1")
+    shift
+done
+((${#servers[@]} && $# > 1)) || { echo 'usage: with-s3.sh SERVER... -- COMMAND...' >&2; exit 2; }
+shift
+
+scripts=$(realpath "$(dirname "${BASH_SOURCE[0]}")")
+"$scripts/requirements.sh" curl openssl
+for server in "${servers[@]}"; do
+    case $server in
+        ceph) "$scripts/requirements.sh" radosgw ceph-mon ceph-osd ceph-common ;;
+    esac
+done
+
+# The OS user postgres, as whom root's tests run PostgreSQL, reads the CA's certificate.
+umask 077
+dir=$(mktemp -d "${TMPDIR:-/tmp}/archiver-s3.XXXXXX")
+chmod 711 "$dir"
+
+# What we started and still runs is what Bash says, which reaps it: no process that got the number of an ended one.
+running() { [[ " $(jobs -pr | tr '\n' ' ')" == *" $1 "* ]]; }
+end() { # SIGNAL PID...
+    local pid deadline=$((SECONDS + 10))
+    for pid in "${@:2}"; do ! running "$pid" || kill "-$1" "$pid" 2>/dev/null || true; done
+    for pid in "${@:2}"; do
+        while running "$pid"; do
+            ((SECONDS < deadline)) || kill -KILL "$pid" 2>/dev/null || true
+            sleep 0.02
+        done
+    done
+}
+started=() command=
+finish() {
+    local status=$?
+    trap - EXIT
+    trap '' HUP INT TERM
+    { # Bash tells of each
+        [[ ! $command ]] || end TERM "$command"
+        end KILL "${started[@]}" # nothing of theirs is to be kept
+    } 2>/dev/null
+    rm -rf "$dir"
+    exit "$status"
+}
+trap finish EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# start NAME PROGRAM ARGUMENT...: its output goes to NAME.log. It ends with us, even where nothing is left to end it.
+start() {
+    setpriv --pdeathsig KILL "${@:2}" >>"$dir/$1.log" 2>&1 </dev/null &
+    started+=($!)
+}
+# await NAME CONDITION...: until it holds; NAME is the server started last.
+await() {
+    local deadline=$((SECONDS + 60))
+    until "${@:2}" >/dev/null 2>&1; do
+        if ((SECONDS >= deadline)) || ! running "${started[-1]}"; then
+            echo "with-s3: $1 does not come up; the last lines of its log:" >&2
+            tail -n 20 "$dir/$1.log" >&2
+            exit 1
+        fi
+        sleep 0.02
+    done
+}
+answers() { curl -q -s -o "$dir/answer" --noproxy '*' --max-time 5 --cacert "$dir/ca.crt" "$1"; }
+
+# Ports lie below those that the kernel hands out, in a block that belongs to our process number: two of us at the same
+# time do not take the same one.
+port=$((10240 + $$ % 2048 * 10))
+free_port() { # VARIABLE
+    while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
+    printf -v "$1" %d "$port"
+    port=$((port + 1))
+}
+
+make_certificates() {
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -keyout "$dir/ca.key" -out "$dir/ca.crt" \
+        -subj '/CN=archiver tests' -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign
+    openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "$dir/server.key" -out "$dir/server.csr" \
+        -subj /CN=localhost
+    printf '%s\n' basicConstraints=CA:FALSE extendedKeyUsage=serverAuth \
+        subjectAltName=DNS:localhost,DNS:buckets.localhost,DNS:*.buckets.localhost,IP:127.0.0.1 >"$dir/server.ext"
+    openssl x509 -req -in "$dir/server.csr" -CA "$dir/ca.crt" -CAkey "$dir/ca.key" -CAcreateserial -days 30 \
+        -out "$dir/server.crt" -extfile "$dir/server.ext"
+    chmod 644 "$dir/ca.crt"
+    export ARCHIVER_TEST_S3_CA=$dir/ca.crt
+}
+
+# One monitor, one OSD that holds its objects in memory, and the gateway; no authentication between these.
+ceph_conf() { # MONITOR HTTP HTTPS
+    cat <<END
+[global]
+fsid = $(</proc/sys/kernel/random/uuid)
+mon host = [v2:127.0.0.1:$1/0]
+public addr = 127.0.0.1
+cluster addr = 127.0.0.1
+ms bind ipv6 = false
+auth cluster required = none
+auth service required = none
+auth client required = none
+run dir = $dir/ceph
+log file = $dir/ceph/\$name.log
+admin socket = $dir/ceph/\$name.asok
+pid file = $dir/ceph/\$name.pid
+crash dir = $dir/ceph
+mon data = $dir/ceph/mon
+mon cluster log file = $dir/ceph/cluster.log
+mon data avail warn = 1
+mon data avail crit = 1
+osd data = $dir/ceph/osd
+osd objectstore = memstore
+memstore device bytes = 17179869184
+osd crush chooseleaf type = 0
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 4
+osd pool default pg autoscale mode = off
+mon allow pool size one = true
+# As shipped, each change of the maps waits for seconds for others to join it, and clients look every five seconds.
+paxos propose interval = 0.02
+paxos min wait = 0.01
+objecter tick interval = 0.1
+[client]
+# As shipped, that is "secure", which waits for ever where there are no keys.
+ms mon client mode = crc secure
+[client.rgw]
+rgw frontends = beast endpoint=127.0.0.1:$2 ssl_endpoint=127.0.0.1:$3 ssl_certificate=$dir/server.crt ssl_private_key=$dir/server.key
+rgw data = $dir/ceph
+rgw dns name = buckets.localhost
+rgw crypt require ssl = false
+rgw crypt s3 kms backend = testing
+rgw crypt s3 kms encryption keys = archiver=$(openssl rand -base64 32)
+# What was deleted lies in memory until it is collected.
+rgw gc obj min wait = 60
+rgw gc processor period = 60
+END
+}
+ceph_run() { # PROGRAM ARGUMENT...
+    local status=0
+    timeout --foreground 60 "$1" -c "$dir/ceph.conf" "${@:2}" 2>>"$dir/ceph.log" || status=$?
+    ((status == 0)) || {
+        echo "with-s3: ended with $status: $*; the last lines of the logs:" >&2
+        tail -n 20 "$dir/ceph.log" "$dir"/ceph/*.log >&2
+        exit 1
+    }
+}
+launch_ceph() {
+    local monitor http https uid
+    free_port monitor
+    free_port http
+    free_port https
+    unset CEPH_ARGS CEPH_CONF CEPH_KEYRING
+    mkdir -p "$dir/ceph/mon" "$dir/ceph/osd"
+    ceph_conf "$monitor" "$http" "$https" >"$dir/ceph.conf"
+    {
+        ceph_run monmaptool --create --addv a "[v2:127.0.0.1:$monitor]" "$dir/ceph/monmap"
+        ceph_run osdmaptool --createsimple 1 "$dir/ceph/osdmap"
+        ceph_run ceph-mon -i a --mkfs --monmap "$dir/ceph/monmap" --osdmap "$dir/ceph/osdmap"
+        start ceph ceph-mon -c "$dir/ceph.conf" -i a -f
+        ceph_run ceph-osd -i 0 --no-mon-config --mkfs --osd-uuid "$(</proc/sys/kernel/random/uuid)"
+        start ceph ceph-osd -c "$dir/ceph.conf" -i 0 -f
+        for uid in test other; do
+            ceph_run radosgw-admin user create --uid "$uid" --display-name "$uid" --access-key "$uid-key" --secret-key "$uid-secret"
+        done
+        # The name that a request without a bucket's name in it may be for, besides the one above.
+        ceph_run radosgw-admin zonegroup get >"$dir/ceph/zonegroup"
+        sed -i 's/"hostnames": \[\]/"hostnames": ["localhost"]/' "$dir/ceph/zonegroup"
+        ceph_run radosgw-admin zonegroup set --infile "$dir/ceph/zonegroup"
+        ceph_run radosgw-admin zonegroup placement add --rgw-zonegroup default --placement-id default-placement \
+            --storage-class STANDARD_IA
+        ceph_run radosgw-admin zone placement add --rgw-zone default --placement-id default-placement \
+            --storage-class STANDARD_IA --data-pool default.rgw.ia.data
+        start ceph radosgw -c "$dir/ceph.conf" -n client.rgw -f
+    } >>"$dir/ceph.log"
+    export ARCHIVER_TEST_CEPH=https://127.0.0.1:$https ARCHIVER_TEST_CEPH_HTTP=http://127.0.0.1:$http
+    export ARCHIVER_TEST_CEPH_KEY=test-key ARCHIVER_TEST_CEPH_SECRET=test-secret
+    export ARCHIVER_TEST_CEPH_OTHER_KEY=other-key ARCHIVER_TEST_CEPH_OTHER_SECRET=other-secret
+    await ceph answers "$ARCHIVER_TEST_CEPH"
+    await ceph answers "$ARCHIVER_TEST_CEPH_HTTP"
+}
+
+make_certificates 2>"$dir/openssl.log" || { cat "$dir/openssl.log" >&2; exit 1; }
+for server in "${servers[@]}"; do "launch_$server"; done
+
+# In the background, so that a signal finds us waiting; what Bash takes from such a command is given back.
+env --default-signal=INT,QUIT -- "$@" <&0 &
+command=$!
+wait "$command"
