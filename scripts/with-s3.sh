@@ -1,11 +1,16 @@
 #!/bin/bash
 # with-s3.sh SERVER... -- COMMAND...: runs COMMAND with S3 servers beside it and ends with its exit code. Installs what is
 # missing; everything listens on free ports of loopback, holds no data of an earlier run, and is gone afterwards.
-# SERVER is `ceph` (RADOS Gateway, Debian's), which is strict and quick. COMMAND finds in its environment:
-#   ARCHIVER_TEST_S3_CA                        file with the certificate of the authority that every https below is under
+# SERVER is `ceph` (RADOS Gateway, Debian's; strict and quick) or `moto` (checks permissions). COMMAND finds in its
+# environment, of those that run:
+#   ARCHIVER_TEST_S3_CA                              file with the certificate of the authority of every https below
 #   ARCHIVER_TEST_CEPH, ARCHIVER_TEST_CEPH_HTTP      https://127.0.0.1:PORT, and the same gateway without TLS
-#   ARCHIVER_TEST_CEPH_KEY, _SECRET            a user who may make buckets
-#   ARCHIVER_TEST_CEPH_OTHER_KEY, _SECRET      another one, who may do nothing in the buckets of the first
+#   ARCHIVER_TEST_CEPH_KEY, _SECRET                  a user who may make buckets
+#   ARCHIVER_TEST_CEPH_OTHER_KEY, _SECRET            another one, who may do nothing in the buckets of the first
+#   ARCHIVER_TEST_MOTO                               https://127.0.0.1:PORT
+#   ARCHIVER_TEST_MOTO_KEY, _SECRET                  a user who may do everything
+#   ARCHIVER_TEST_MOTO_NO_PUT_KEY, _SECRET           one who lacks s3:PutObject, and nothing else; so NO_GET (GetObject),
+#                                                    NO_LIST (ListBucket), NO_DELETE (DeleteObject)
 # The region is us-east-1 everywhere. The gateway has the storage classes STANDARD and STANDARD_IA, SSE with AES256, and
 # with aws:kms by the key `archiver`; it serves BUCKET.buckets.localhost:PORT too, for which its certificate holds.
 set -euo pipefail
@@ -13,7 +18,7 @@ shopt -s inherit_errexit
 
 servers=()
 while (($#)) && [[ $1 != -- ]]; do
-    [[ $1 == ceph ]] || { echo "with-s3: there is no server \"$1\"" >&2; exit 2; }
+    [[ $1 == ceph || $1 == moto ]] || { echo "with-s3: there is no server \"$1\"" >&2; exit 2; }
     servers+=("$1")
     shift
 done
@@ -21,10 +26,27 @@ done
 shift
 
 scripts=$(realpath "$(dirname "${BASH_SOURCE[0]}")")
+
+# Kept in the user's cache. Two at once would spoil each other's; the servers must not inherit the lock.
+moto=$HOME/.cache/archiver/moto-5.2.5
+install_moto() (
+    mkdir -p "${moto%/*}"
+    exec {lock}>"$moto.lock"
+    flock "$lock"
+    ! [[ -e $moto/whole ]] || ! "$moto/bin/python3" -c 'import moto' >/dev/null 2>&1 || exit 0
+    "$scripts/requirements.sh" python3-venv
+    echo "with-s3: installing ${moto##*/}, once" >&2
+    rm -rf "$moto" # not whole, or its Python is gone
+    python3 -m venv "$moto" >&2
+    "$moto/bin/pip" install -q --disable-pip-version-check "moto[server,s3]==${moto##*-}" >&2
+    touch "$moto/whole"
+)
+
 "$scripts/requirements.sh" curl openssl
 for server in "${servers[@]}"; do
     case $server in
         ceph) "$scripts/requirements.sh" radosgw ceph-mon ceph-osd ceph-common ;;
+        moto) install_moto ;;
     esac
 done
 
@@ -79,7 +101,8 @@ await() {
         sleep 0.02
     done
 }
-answers() { curl -q -s -o "$dir/answer" --noproxy '*' --max-time 5 --cacert "$dir/ca.crt" "$1"; }
+answers() { curl -q -sS -o "$dir/answer" --noproxy '*' --max-time 5 --cacert "$dir/ca.crt" "$@"; }
+ask() { answers --fail-with-body "$@" || { tail -n 20 "$dir/answer" "$dir"/*.log >&2; exit 1; }; }
 
 # Ports lie below those that the kernel hands out, in a block that belongs to our process number: two of us at the same
 # time do not take the same one.
@@ -194,6 +217,34 @@ launch_ceph() {
     export ARCHIVER_TEST_CEPH_OTHER_KEY=other-key ARCHIVER_TEST_CEPH_OTHER_SECRET=other-secret
     await ceph answers "$ARCHIVER_TEST_CEPH"
     await ceph answers "$ARCHIVER_TEST_CEPH_HTTP"
+}
+
+# Its first requests are not checked, so that users can be made; from `reset-auth` on all are.
+launch_moto() {
+    local https
+    free_port https
+    start moto "$moto/bin/moto_server" -H 127.0.0.1 -p "$https" -s -c "$dir/server.crt" -k "$dir/server.key"
+    export ARCHIVER_TEST_MOTO=https://127.0.0.1:$https
+    await moto answers "$ARCHIVER_TEST_MOTO/moto-api/"
+    moto_user MOTO ''
+    moto_user MOTO_NO_PUT s3:PutObject
+    moto_user MOTO_NO_GET s3:GetObject
+    moto_user MOTO_NO_LIST s3:ListBucket
+    moto_user MOTO_NO_DELETE s3:DeleteObject
+    ask "$ARCHIVER_TEST_MOTO/moto-api/reset-auth" --header 'Content-Type: text/plain' --data 0
+}
+moto_iam() { # ACTION USER PARAMETER...
+    ask "$ARCHIVER_TEST_MOTO" --user none:none --aws-sigv4 aws:amz:us-east-1:iam --data Version=2010-05-08 \
+        --data "Action=$1" --data "UserName=$2" "${@:3}"
+}
+moto_user() { # NAME LACKING
+    local policy='{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}'
+    [[ ! $2 ]] || policy=${policy/'"Action": "*"'/"\"NotAction\": \"$2\""}
+    moto_iam CreateUser "$1"
+    moto_iam PutUserPolicy "$1" --data PolicyName=tests --data-urlencode "PolicyDocument=$policy"
+    moto_iam CreateAccessKey "$1"
+    export "ARCHIVER_TEST_$1_KEY=$(sed -n 's|.*<AccessKeyId>\(.*\)</AccessKeyId>.*|\1|p' "$dir/answer")"
+    export "ARCHIVER_TEST_$1_SECRET=$(sed -n 's|.*<SecretAccessKey>\(.*\)</SecretAccessKey>.*|\1|p' "$dir/answer")"
 }
 
 make_certificates 2>"$dir/openssl.log" || { cat "$dir/openssl.log" >&2; exit 1; }
