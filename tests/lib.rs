@@ -1,6 +1,7 @@
 //! What the tests have in common: a cluster, segments that are really its own, and a place to archive them.
 
 pub mod fault_proxy;
+pub mod s3_server;
 
 use archiver_core::archive::{Archive, Desk, StoredFile, WalFile};
 use archiver_core::codec::{Compression, Encoder};

@@ -1,0 +1,263 @@
+//! The S3 servers that `scripts/with-s3.sh` starts, and a way to look into them that is not our store's: curl, which signs.
+
+use std::env;
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{self, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// The region of every server.
+pub const REGION: &str = "us-east-1";
+
+/// A server and one of its users.
+#[derive(Clone, Debug)]
+pub struct S3Server {
+    name: &'static str,
+    /// `http://…` or `https://…`, without a path.
+    pub endpoint: String,
+    /// The user's access key.
+    pub key: String,
+    /// Its secret.
+    pub secret: String,
+    /// The certificate of the authority that `https://…` is under.
+    pub ca: PathBuf,
+}
+
+fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run these tests with `make test-s3`"))
+}
+
+impl S3Server {
+    /// RADOS Gateway over TLS. Strict, but it knows no checksum headers; a second user is `OTHER`.
+    pub fn ceph() -> Self {
+        Self::of("CEPH")
+    }
+
+    /// The same gateway without TLS, as a [fault proxy](crate::fault_proxy) needs it.
+    pub fn ceph_without_tls() -> Self {
+        Self::ceph().at(variable("ARCHIVER_TEST_CEPH_HTTP"))
+    }
+
+    /// moto over TLS, which checks permissions: `NO_PUT`, `NO_GET`, `NO_LIST` and `NO_DELETE` each lack one. Unlike AWS it
+    /// answers 404 and not 403 to who asks for an absent object and may not list.
+    pub fn moto() -> Self {
+        Self::of("MOTO")
+    }
+
+    fn of(name: &'static str) -> Self {
+        let endpoint = variable(&format!("ARCHIVER_TEST_{name}"));
+        let ca = PathBuf::from(variable("ARCHIVER_TEST_S3_CA"));
+        S3Server { name, endpoint, key: String::new(), secret: String::new(), ca }.with_keys("")
+    }
+
+    fn with_keys(self, user: &str) -> Self {
+        let name = self.name;
+        let key = variable(&format!("ARCHIVER_TEST_{name}_{user}KEY"));
+        let secret = variable(&format!("ARCHIVER_TEST_{name}_{user}SECRET"));
+        S3Server { key, secret, ..self }
+    }
+
+    /// The same server as another of its users sees it.
+    pub fn as_user(&self, user: &str) -> Self {
+        self.clone().with_keys(&format!("{user}_"))
+    }
+
+    /// The same server and user at another endpoint.
+    pub fn at(&self, endpoint: impl Into<String>) -> Self {
+        S3Server { endpoint: endpoint.into(), ..self.clone() }
+    }
+
+    /// A bucket that nobody had before.
+    pub fn new_bucket(&self) -> Bucket {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("test-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let response = self.request("PUT", &format!("/{name}"), &[], None);
+        assert_eq!(response.status, 200, "create bucket {name}: {response:?}");
+        Bucket { server: self.clone(), name }
+    }
+
+    /// Sends one signed request; what curl says where no response came. `path` is encoded, and its query sorted, each
+    /// name with a `=`: curl signs it as it stands.
+    pub fn try_request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> Result<Response, String> {
+        let mut curl = Command::new("curl");
+        curl.args(["-q", "--silent", "--show-error", "--include", "--http1.1", "--noproxy", "*", "--max-time", "60"])
+            .args(["--globoff", "--path-as-is", "--user", &format!("{}:{}", self.key, self.secret)])
+            .args([
+                "--aws-sigv4",
+                &format!("aws:amz:{REGION}:s3"),
+                "--header",
+                "x-amz-content-sha256: UNSIGNED-PAYLOAD",
+            ])
+            .arg("--cacert")
+            .arg(&self.ca);
+        for (name, value) in headers {
+            curl.args(["--header", &format!("{name}: {value}")]);
+        }
+        let directory = tempfile::tempdir().expect("temporary directory");
+        if let Some(body) = body {
+            let path = directory.path().join("body");
+            fs::write(&path, body).expect("write body");
+            curl.arg("--upload-file").arg(path);
+        }
+        match method {
+            "HEAD" => curl.arg("--head"),
+            _ => curl.args(["--request", method]),
+        };
+        let output = curl.arg(format!("{}{path}", self.endpoint)).output().expect("run curl");
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).trim_end().to_string());
+        }
+        Ok(Response::parse(&output.stdout))
+    }
+
+    /// The same where a response must come.
+    #[track_caller]
+    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&[u8]>) -> Response {
+        self.try_request(method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+}
+
+/// What a server answered.
+pub struct Response {
+    /// The status.
+    pub status: u16,
+    headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl fmt::Debug for Response {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        write!(formatter, "{} {:?} {}", self.status, self.headers, self.text())
+    }
+}
+
+impl Response {
+    fn parse(mut output: &[u8]) -> Self {
+        loop {
+            let end = output.windows(4).position(|window| window == b"\r\n\r\n").expect("the end of the head");
+            let head = String::from_utf8_lossy(&output[..end]);
+            let mut lines = head.split("\r\n");
+            let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|status| status.parse().ok());
+            let status: u16 = status.unwrap_or_else(|| panic!("no status: {head}"));
+            output = &output[end + 4..];
+            if status >= 200 {
+                let header = |line: &str| {
+                    let (name, value) = line.split_once(':').expect("a header");
+                    (name.to_ascii_lowercase(), value.trim().to_string())
+                };
+                return Response { status, headers: lines.map(header).collect(), body: output.to_vec() };
+            }
+        }
+    }
+
+    /// The value of that header, whose name is in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The S3 error code in the body.
+    pub fn code(&self) -> Option<String> {
+        elements(&self.text(), "Code").into_iter().next()
+    }
+}
+
+/// A bucket as one user of one server sees it.
+#[derive(Clone, Debug)]
+pub struct Bucket {
+    /// The server and the user.
+    pub server: S3Server,
+    /// The bucket's name.
+    pub name: String,
+}
+
+impl Bucket {
+    /// The same bucket as another of the server's users sees it.
+    pub fn as_user(&self, user: &str) -> Self {
+        Bucket { server: self.server.as_user(user), name: self.name.clone() }
+    }
+
+    /// The same bucket at another endpoint of the server.
+    pub fn at(&self, endpoint: impl Into<String>) -> Self {
+        Bucket { server: self.server.at(endpoint), name: self.name.clone() }
+    }
+
+    /// Stores an object.
+    #[track_caller]
+    pub fn put(&self, key: &str, body: &[u8], headers: &[(&str, &str)]) -> Response {
+        self.server.request("PUT", &self.path(key), headers, Some(body))
+    }
+
+    /// Reads an object.
+    #[track_caller]
+    pub fn get(&self, key: &str, headers: &[(&str, &str)]) -> Response {
+        self.server.request("GET", &self.path(key), headers, None)
+    }
+
+    /// Asks for an object's headers.
+    #[track_caller]
+    pub fn head(&self, key: &str) -> Response {
+        self.server.request("HEAD", &self.path(key), &[], None)
+    }
+
+    /// Removes an object.
+    #[track_caller]
+    pub fn delete(&self, key: &str) -> Response {
+        self.server.request("DELETE", &self.path(key), &[], None)
+    }
+
+    /// The first page of the keys that begin so, as the server answers.
+    #[track_caller]
+    pub fn list_page(&self, prefix: &str) -> Response {
+        self.server.request("GET", &format!("/{}?list-type=2&prefix={}", self.name, encode(prefix, "")), &[], None)
+    }
+
+    /// Every key that begins so.
+    #[track_caller]
+    pub fn list(&self, prefix: &str) -> Vec<String> {
+        let mut keys = Vec::new();
+        let mut page = self.list_page(prefix);
+        loop {
+            assert_eq!(page.status, 200, "list {}: {}", self.name, page.text());
+            keys.extend(elements(&page.text(), "Key"));
+            let Some(token) = elements(&page.text(), "NextContinuationToken").into_iter().next() else { return keys };
+            let (token, prefix) = (encode(&token, ""), encode(prefix, ""));
+            let path = format!("/{}?continuation-token={token}&list-type=2&prefix={prefix}", self.name);
+            page = self.server.request("GET", &path, &[], None);
+        }
+    }
+
+    /// The path of an object, encoded, for [`S3Server::request`].
+    pub fn path(&self, key: &str) -> String {
+        format!("/{}/{}", self.name, encode(key, "/"))
+    }
+}
+
+/// Percent-encoded but for what S3 leaves as it is, and for the characters in `kept`.
+fn encode(text: &str, kept: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || kept.as_bytes().contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+/// The texts of all elements of that name.
+fn elements(xml: &str, name: &str) -> Vec<String> {
+    let (open, close) = (format!("<{name}>"), format!("</{name}>"));
+    let text = |part: &str| {
+        let text = part.split_once(&close).expect("the end of the element").0;
+        let plain = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#34;", "\""), ("&apos;", "'"), ("&#39;", "'")];
+        plain.iter().fold(text.to_string(), |text, (escaped, plain)| text.replace(escaped, plain)).replace("&amp;", "&")
+    };
+    xml.split(&open).skip(1).map(text).collect()
+}
