@@ -1,8 +1,8 @@
 #!/bin/bash
 # with-s3.sh SERVER... -- COMMAND...: runs COMMAND with S3 servers beside it and ends with its exit code. Installs what is
 # missing; everything listens on free ports of loopback, holds no data of an earlier run, and is gone afterwards.
-# SERVER is `ceph` (RADOS Gateway, Debian's; strict and quick) or `moto` (checks permissions). COMMAND finds in its
-# environment, of those that run:
+# SERVER is `ceph` (RADOS Gateway, Debian's; strict and quick), `moto` (checks permissions) or `garage` (checks checksums,
+# has no conditional PUT; built once, in about ten minutes). COMMAND finds in its environment, of those that run:
 #   ARCHIVER_TEST_S3_CA                              file with the certificate of the authority of every https below
 #   ARCHIVER_TEST_CEPH, ARCHIVER_TEST_CEPH_HTTP      https://127.0.0.1:PORT, and the same gateway without TLS
 #   ARCHIVER_TEST_CEPH_KEY, _SECRET                  a user who may make buckets
@@ -11,6 +11,8 @@
 #   ARCHIVER_TEST_MOTO_KEY, _SECRET                  a user who may do everything
 #   ARCHIVER_TEST_MOTO_NO_PUT_KEY, _SECRET           one who lacks s3:PutObject, and nothing else; so NO_GET (GetObject),
 #                                                    NO_LIST (ListBucket), NO_DELETE (DeleteObject)
+#   ARCHIVER_TEST_GARAGE                             http://127.0.0.1:PORT
+#   ARCHIVER_TEST_GARAGE_KEY, _SECRET                a user who may make buckets
 # The region is us-east-1 everywhere. The gateway has the storage classes STANDARD and STANDARD_IA, SSE with AES256, and
 # with aws:kms by the key `archiver`; it serves BUCKET.buckets.localhost:PORT too, for which its certificate holds.
 set -euo pipefail
@@ -18,7 +20,7 @@ shopt -s inherit_errexit
 
 servers=()
 while (($#)) && [[ $1 != -- ]]; do
-    [[ $1 == ceph || $1 == moto ]] || { echo "with-s3: there is no server \"$1\"" >&2; exit 2; }
+    [[ $1 =~ ^(ceph|moto|garage)$ ]] || { echo "with-s3: there is no server \"$1\"" >&2; exit 2; }
     servers+=("$1")
     shift
 done
@@ -41,12 +43,24 @@ install_moto() (
     "$moto/bin/pip" install -q --disable-pip-version-check "moto[server,s3]==${moto##*-}" >&2
     touch "$moto/whole"
 )
+garage=$HOME/.cache/archiver/garage-2.5.0
+install_garage() (
+    mkdir -p "${garage%/*}"
+    exec {lock}>"$garage.lock"
+    flock "$lock"
+    ! [[ -x $garage/bin/garage ]] || exit 0
+    "$scripts/requirements.sh" gcc libc6-dev make pkg-config
+    echo "with-s3: building ${garage##*/}, once; this takes about ten minutes" >&2
+    env -u CARGO_TARGET_DIR cargo install garage --version "${garage##*-}" --locked --no-default-features \
+        --features bundled-libs,sqlite,lmdb --root "$garage" >&2
+)
 
 "$scripts/requirements.sh" curl openssl
 for server in "${servers[@]}"; do
     case $server in
         ceph) "$scripts/requirements.sh" radosgw ceph-mon ceph-osd ceph-common ;;
         moto) install_moto ;;
+        garage) install_garage ;;
     esac
 done
 
@@ -180,7 +194,7 @@ ceph_run() { # PROGRAM ARGUMENT...
     timeout --foreground 60 "$1" -c "$dir/ceph.conf" "${@:2}" 2>>"$dir/ceph.log" || status=$?
     ((status == 0)) || {
         echo "with-s3: ended with $status: $*; the last lines of the logs:" >&2
-        tail -n 20 "$dir/ceph.log" "$dir"/ceph/*.log >&2
+        tail -n 20 "$dir"/ceph/*.log "$dir/ceph.log" >&2
         exit 1
     }
 }
@@ -211,7 +225,7 @@ launch_ceph() {
         ceph_run radosgw-admin zone placement add --rgw-zone default --placement-id default-placement \
             --storage-class STANDARD_IA --data-pool default.rgw.ia.data
         start ceph radosgw -c "$dir/ceph.conf" -n client.rgw -f
-    } >>"$dir/ceph.log"
+    } >"$dir/ceph/said"
     export ARCHIVER_TEST_CEPH=https://127.0.0.1:$https ARCHIVER_TEST_CEPH_HTTP=http://127.0.0.1:$http
     export ARCHIVER_TEST_CEPH_KEY=test-key ARCHIVER_TEST_CEPH_SECRET=test-secret
     export ARCHIVER_TEST_CEPH_OTHER_KEY=other-key ARCHIVER_TEST_CEPH_OTHER_SECRET=other-secret
@@ -245,6 +259,32 @@ moto_user() { # NAME LACKING
     moto_iam CreateAccessKey "$1"
     export "ARCHIVER_TEST_$1_KEY=$(sed -n 's|.*<AccessKeyId>\(.*\)</AccessKeyId>.*|\1|p' "$dir/answer")"
     export "ARCHIVER_TEST_$1_SECRET=$(sed -n 's|.*<SecretAccessKey>\(.*\)</SecretAccessKey>.*|\1|p' "$dir/answer")"
+}
+
+launch_garage() {
+    local rpc http
+    free_port rpc
+    free_port http
+    export ARCHIVER_TEST_GARAGE=http://127.0.0.1:$http
+    ARCHIVER_TEST_GARAGE_KEY=GK$(openssl rand -hex 12)
+    ARCHIVER_TEST_GARAGE_SECRET=$(openssl rand -hex 32)
+    export ARCHIVER_TEST_GARAGE_KEY ARCHIVER_TEST_GARAGE_SECRET
+    cat >"$dir/garage.toml" <<END
+metadata_dir = "$dir/garage/meta"
+data_dir = "$dir/garage/data"
+db_engine = "lmdb"
+replication_factor = 1
+rpc_bind_addr = "127.0.0.1:$rpc"
+rpc_public_addr = "127.0.0.1:$rpc"
+rpc_secret = "$(openssl rand -hex 32)"
+[s3_api]
+api_bind_addr = "127.0.0.1:$http"
+s3_region = "us-east-1"
+END
+    GARAGE_DEFAULT_ACCESS_KEY=$ARCHIVER_TEST_GARAGE_KEY GARAGE_DEFAULT_SECRET_KEY=$ARCHIVER_TEST_GARAGE_SECRET \
+        start garage "$garage/bin/garage" -c "$dir/garage.toml" server --single-node --default-access-key
+    await garage answers "$ARCHIVER_TEST_GARAGE"
+    await garage "$garage/bin/garage" -c "$dir/garage.toml" key allow --create-bucket "$ARCHIVER_TEST_GARAGE_KEY"
 }
 
 make_certificates 2>"$dir/openssl.log" || { cat "$dir/openssl.log" >&2; exit 1; }

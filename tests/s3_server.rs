@@ -45,6 +45,11 @@ impl S3Server {
         Self::of("MOTO")
     }
 
+    /// Garage without TLS, where it runs. It verifies checksums, and overwrites whatever `If-None-Match` says.
+    pub fn garage() -> Option<Self> {
+        env::var_os("ARCHIVER_TEST_GARAGE").map(|_| Self::of("GARAGE"))
+    }
+
     fn of(name: &'static str) -> Self {
         let endpoint = variable(&format!("ARCHIVER_TEST_{name}"));
         let ca = PathBuf::from(variable("ARCHIVER_TEST_S3_CA"));

@@ -88,3 +88,15 @@ fn moto_denies_what_a_user_lacks() {
         Some("SignatureDoesNotMatch")
     );
 }
+
+/// Only where Garage runs, which takes minutes to build.
+#[test]
+fn garage_overwrites_and_verifies_checksums() {
+    let Some(server) = S3Server::garage() else { return };
+    let bucket = server.new_bucket();
+    assert_eq!(bucket.put("object", b"first", CREATE_ONLY).status, 200);
+    assert_eq!(bucket.put("object", b"second", CREATE_ONLY).status, 200);
+    assert_eq!(bucket.put("object", b"third", &[("x-amz-checksum-crc32c", "AAAAAA==")]).status, 400);
+    assert_eq!(bucket.get("object", &[]).body, b"second");
+    assert_eq!(bucket.list("o"), ["object"]);
+}
