@@ -128,16 +128,15 @@ free_port() { # VARIABLE
 }
 
 make_certificates() {
-    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -keyout "$dir/ca.key" -out "$dir/ca.crt" \
-        -subj '/CN=archiver tests' -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign
-    openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout "$dir/server.key" -out "$dir/server.csr" \
-        -subj /CN=localhost
+    local key=(-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes)
     printf '%s\n' basicConstraints=CA:FALSE extendedKeyUsage=serverAuth \
         subjectAltName=DNS:localhost,DNS:buckets.localhost,DNS:*.buckets.localhost,IP:127.0.0.1 >"$dir/server.ext"
-    openssl x509 -req -in "$dir/server.csr" -CA "$dir/ca.crt" -CAkey "$dir/ca.key" -CAcreateserial -days 30 \
-        -out "$dir/server.crt" -extfile "$dir/server.ext"
-    chmod 644 "$dir/ca.crt"
-    export ARCHIVER_TEST_S3_CA=$dir/ca.crt
+    openssl req -x509 "${key[@]}" -days 30 -keyout "$dir/ca.key" -out "$dir/ca.crt" -subj '/CN=archiver tests' \
+        -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign &&
+        openssl req "${key[@]}" -keyout "$dir/server.key" -out "$dir/server.csr" -subj /CN=localhost &&
+        openssl x509 -req -in "$dir/server.csr" -CA "$dir/ca.crt" -CAkey "$dir/ca.key" -CAcreateserial -days 30 \
+            -out "$dir/server.crt" -extfile "$dir/server.ext" &&
+        chmod 644 "$dir/ca.crt"
 }
 
 # One monitor, one OSD that holds its objects in memory, and the gateway; no authentication between these.
@@ -288,6 +287,7 @@ END
 }
 
 make_certificates 2>"$dir/openssl.log" || { cat "$dir/openssl.log" >&2; exit 1; }
+export ARCHIVER_TEST_S3_CA=$dir/ca.crt
 for server in "${servers[@]}"; do "launch_$server"; done
 
 # In the background, so that a signal finds us waiting; what Bash takes from such a command is given back.
