@@ -3,6 +3,7 @@
 //! Every store is held to the same battery of tests (`tests/storage`), which is the contract below in code.
 
 mod local;
+pub mod s3;
 
 pub use local::LocalStore;
 

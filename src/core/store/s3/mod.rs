@@ -1,0 +1,3 @@
+//! Any store that speaks S3.
+
+pub mod credentials;
