@@ -2,10 +2,10 @@
 
 use super::deadline::Deadline;
 use crate::error::{Error, Kind, Result, plain_cause};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -60,7 +60,7 @@ impl Files {
         let path = path.to_path_buf();
         let read = self.beside(&subject, deadline, move || read_text(&path, MOST_BYTES)).await?;
         let cannot = |cause: &str, kind| Error::new(kind, &subject, format!("could not read {subject}: {cause}"));
-        let text = read.map_err(|error| cannot(&plain_cause(&error), Kind::Configuration))?;
+        let (text, _) = read.map_err(|error| cannot(&plain_cause(&error), Kind::Configuration))?;
         let token = text.trim();
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
             return Err(cannot("it holds no token", Kind::Configuration));
@@ -69,11 +69,47 @@ impl Files {
     }
 }
 
+/// Tells whether the file at a path is still the one that was read. One that was absent has a stamp, too: it may appear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    path: PathBuf,
+    /// Device, inode, size, and the times of its last change, both in seconds and nanoseconds.
+    found: Option<[i128; 5]>,
+}
+
+impl Stamp {
+    pub fn absent(path: &Path) -> Self {
+        Stamp { path: path.to_path_buf(), found: None }
+    }
+
+    fn of(path: &Path, metadata: &Metadata) -> Self {
+        let nanoseconds =
+            |seconds: i64, nanoseconds: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
+        let found = [
+            metadata.dev().into(),
+            metadata.ino().into(),
+            metadata.len().into(),
+            nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+            nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+        ];
+        Stamp { path: path.to_path_buf(), found: Some(found) }
+    }
+
+    /// Whether another file stands there now, or the same one with other contents. May hang on a dead mount.
+    pub fn is_outdated(&self) -> bool {
+        match std::fs::metadata(&self.path) {
+            Ok(metadata) => Stamp::of(&self.path, &metadata) != *self,
+            Err(_) => self.found.is_some(),
+        }
+    }
+}
+
 /// All of a text file of at most `most` bytes. May hang on a dead mount.
-pub(super) fn read_text(path: &Path, most: u64) -> io::Result<String> {
+pub(super) fn read_text(path: &Path, most: u64) -> io::Result<(String, Stamp)> {
     // A named pipe would wait for a writer.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    if !file.metadata()?.is_file() {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
     let mut bytes = Vec::new();
@@ -81,7 +117,8 @@ pub(super) fn read_text(path: &Path, most: u64) -> io::Result<String> {
     if bytes.len() as u64 > most {
         return Err(io::Error::other(format!("it is larger than {most} bytes")));
     }
-    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8 text"))
+    let text = String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8 text"))?;
+    Ok((text, Stamp::of(path, &metadata)))
 }
 
 #[cfg(test)]
@@ -139,5 +176,23 @@ mod tests {
         let pipe = directory.path().join("pipe");
         nix::unistd::mkfifo(&pipe, Mode::S_IRWXU).unwrap();
         assert!(read(&pipe).unwrap_err().to_string().ends_with(": it is not a regular file"));
+    }
+
+    #[test]
+    fn a_stamp_tells_a_replaced_and_an_appeared_and_a_vanished_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("credentials");
+        let absent = Stamp::absent(&path);
+        assert!(!absent.is_outdated());
+        fs::write(&path, "a").unwrap();
+        assert!(absent.is_outdated());
+        let (_, stamp) = read_text(&path, 10).unwrap();
+        assert!(!stamp.is_outdated());
+        let other = directory.path().join("other");
+        fs::write(&other, "b").unwrap();
+        fs::rename(&other, &path).unwrap();
+        assert!(stamp.is_outdated());
+        fs::remove_file(&path).unwrap();
+        assert!(stamp.is_outdated());
     }
 }

@@ -1,6 +1,8 @@
 //! Keys that sign requests: where they come from, and keeping them fresh.
 //!
 //! ```text
+//! keeper                        the current ones, shared, replaced before they expire
+//!   |
 //! Chain                         the first source that is configured
 //!   |
 //! environment  profile  web_identity  container  instance      the sources
@@ -17,6 +19,7 @@ mod deadline;
 mod environment;
 mod file;
 mod instance;
+mod keeper;
 mod profile;
 mod request;
 mod shared_file;
@@ -24,11 +27,13 @@ mod shared_file;
 mod stand_in;
 mod web_identity;
 
+pub use keeper::Keeper;
+
 use crate::error::{Error, Kind, Result};
 use crate::report::Report;
 use deadline::{Deadline, Patience};
 use environment::Environment;
-use file::Files;
+use file::{Files, Stamp};
 use profile::{Profile, Selection};
 use request::could_not;
 use reqwest::Client;
@@ -75,6 +80,13 @@ impl Credentials {
 
     fn is_expired(&self, now: SystemTime) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
+    }
+
+    /// Whether they are the same keys, wherever they are from.
+    fn has_keys_of(&self, other: &Self) -> bool {
+        let keys =
+            |it: &Self| [it.access_key.clone(), it.secret_key.clone(), it.session_token.clone().unwrap_or_default()];
+        keys(self) == keys(other)
     }
 }
 
@@ -144,6 +156,12 @@ struct Reach<'a> {
     deadline: Deadline,
 }
 
+/// Credentials with the files that were looked at, found or not: a change of one may mean others.
+struct Found {
+    credentials: Credentials,
+    files: Vec<Stamp>,
+}
+
 impl Chain {
     /// The sources that `profile` and `credentials_file` of the URL and the environment configure. `environment` is
     /// asked here and never again.
@@ -166,19 +184,7 @@ impl Chain {
     /// `http` asks the token service, and a container's endpoint over https. It must follow no redirect, which would hand
     /// a token on. Endpoints inside the machine are asked without it, never through a proxy.
     pub async fn fetch(&self, http: &Client) -> Result<Credentials> {
-        if !self.selection.is_by_url()
-            && let Some(credentials) = self.environment.keys()?
-        {
-            return Ok(credentials);
-        }
-        let deadline = Deadline::after(self.patience.whole);
-        let reach = Reach { http, files: &self.files, patience: self.patience, deadline };
-        let profile = self.selection.read(&self.files, deadline).await?;
-        let credentials = self.find_beyond_environment(&reach, &profile).await?;
-        match credentials.expires {
-            Some(expires) if credentials.is_expired(SystemTime::now()) => Err(expired(&credentials.source, expires)),
-            _ => Ok(credentials),
-        }
+        self.find(http).await.map(|found| found.credentials)
     }
 
     /// The region that the environment or the profile tells, where the URL tells none.
@@ -195,6 +201,22 @@ impl Chain {
 
     fn environment_region(&self) -> Option<&str> {
         self.environment.first(&["AWS_REGION", "AWS_DEFAULT_REGION"])
+    }
+
+    async fn find(&self, http: &Client) -> Result<Found> {
+        if !self.selection.is_by_url()
+            && let Some(credentials) = self.environment.keys()?
+        {
+            return Ok(Found { credentials, files: Vec::new() });
+        }
+        let deadline = Deadline::after(self.patience.whole);
+        let reach = Reach { http, files: &self.files, patience: self.patience, deadline };
+        let profile = self.selection.read(&self.files, deadline).await?;
+        let credentials = self.find_beyond_environment(&reach, &profile).await?;
+        match credentials.expires {
+            Some(expires) if credentials.is_expired(SystemTime::now()) => Err(expired(&credentials.source, expires)),
+            _ => Ok(Found { credentials, files: profile.stamps }),
+        }
     }
 
     async fn find_beyond_environment(&self, reach: &Reach<'_>, profile: &Profile) -> Result<Credentials> {
@@ -221,6 +243,13 @@ impl Chain {
             instance::Found::Credentials(credentials) => Ok(credentials),
             instance::Found::Nothing(cause) => Err(nothing_found(profile, "instance metadata", Some(&cause))),
         }
+    }
+
+    /// Whether one of `files` is another one now. One that cannot be looked at in time counts as unchanged.
+    async fn have_changed(&self, files: Vec<Stamp>) -> bool {
+        let look = move || files.iter().any(Stamp::is_outdated);
+        let deadline = Deadline::after(self.patience.file);
+        self.files.beside("the credentials file", deadline, look).await.unwrap_or(false)
     }
 }
 
@@ -388,9 +417,11 @@ mod tests {
         variables.push(("AWS_CONTAINER_AUTHORIZATION_TOKEN", "s3kr1t"));
         for chain in [Chain::of(None, Some(&file), &variables), Chain::of(None, None, &variables)] {
             let mut shown = format!("{chain:?}");
-            let found = block_on(chain.fetch(&client())).unwrap();
+            let keeper = Keeper::new(chain);
+            let found = block_on(keeper.current(&client())).unwrap();
             assert!(SECRETS.contains(&found.secret_key.as_str()));
-            shown += &format!("{found:?} {found:#?} {} {:?}", found.source, found.source);
+            shown +=
+                &format!("{keeper:?} {found:?} {found:#?} {} {:?} {:?}", found.source, found.source, keeper.known());
             assert!(!SECRETS.iter().any(|secret| shown.contains(secret)), "{shown}");
         }
     }

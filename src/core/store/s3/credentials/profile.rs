@@ -1,7 +1,7 @@
 //! A profile in the files that AWS's tools share.
 
 use super::environment::Environment;
-use super::file::{Files, read_text};
+use super::file::{Files, Stamp, read_text};
 use super::shared_file::{Flavour, Section, parse};
 use super::{Credentials, Deadline, Source};
 use crate::error::{Error, Kind, Result, plain_cause};
@@ -58,6 +58,7 @@ impl Place {
 struct Found {
     path: PathBuf,
     flavour: Flavour,
+    stamp: Stamp,
     /// The cause where there is no text; none where the file is just not there.
     text: std::result::Result<String, Option<io::Error>>,
     /// It lies below a directory that is closed to this user, so nobody can tell whether it is there.
@@ -66,12 +67,17 @@ struct Found {
 
 impl Found {
     fn read(path: PathBuf, flavour: Flavour) -> Self {
-        let is_absence = |kind| matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
-        let text = read_text(&path, MOST_BYTES).map_err(|error| (!is_absence(error.kind())).then_some(error));
+        let (stamp, text) = match read_text(&path, MOST_BYTES) {
+            Ok((text, stamp)) => (stamp, Ok(text)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                (Stamp::absent(&path), Err(None))
+            }
+            Err(error) => (Stamp::absent(&path), Err(Some(error))),
+        };
         let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
         let is_denied = matches!(&text, Err(Some(error)) if is_closed(error));
         let is_out_of_sight = is_denied && std::fs::metadata(&path).is_err_and(|error| is_closed(&error));
-        Found { path, flavour, text, is_out_of_sight }
+        Found { path, flavour, stamp, text, is_out_of_sight }
     }
 
     /// As it goes into the list of what was looked at.
@@ -170,7 +176,8 @@ impl Selection {
         }
         let places: Vec<_> = found.iter().map(Found::shown).collect();
         let looked_at = format!("profile \"{}\" in {}", self.name, places.join(" and "));
-        Ok(Profile { name: self.name.clone(), parts: sections, looked_at })
+        let stamps = found.into_iter().map(|file| file.stamp).collect();
+        Ok(Profile { name: self.name.clone(), parts: sections, looked_at, stamps })
     }
 
     fn missing(&self, found: &[Found], others: &[String]) -> Error {
@@ -205,6 +212,8 @@ pub(super) struct Profile {
     parts: Vec<Part>,
     /// For people: which profile in which files.
     pub looked_at: String,
+    /// The files, found or not.
+    pub stamps: Vec<Stamp>,
 }
 
 struct Part {
@@ -418,6 +427,7 @@ mod tests {
     fn a_file_out_of_sight_is_no_error_unless_the_url_names_it() {
         let path = PathBuf::from("/root/.aws/credentials");
         let hidden = Found {
+            stamp: Stamp::absent(&path),
             text: Err(Some(io::Error::from_raw_os_error(libc::EACCES))),
             flavour: Flavour::Credentials,
             is_out_of_sight: true,
