@@ -75,8 +75,8 @@ AS $$
         f.put_ms_p50,
         f.put_ms_p99,
         a.archived_count / nullif(EXTRACT(epoch FROM clock_timestamp() - a.stats_reset)::float8, 0) * 3600,
-        'conditional',
-        NULL::text,
+        f.create_only,
+        f.credential_source,
         f.config_error,
         to_timestamp(f.stats_since_us / 1e6)
     FROM pg_stat_archiver AS a
@@ -102,6 +102,8 @@ AS $$
             retries bigint,
             put_ms_p50 double precision,
             put_ms_p99 double precision,
+            create_only text,
+            credential_source text,
             config_error text,
             stats_since_us double precision
         );

@@ -3,7 +3,7 @@
 pub mod fault_proxy;
 pub mod s3_server;
 
-use archiver_core::archive::{Archive, Desk, StoredFile, WalFile};
+use archiver_core::archive::{Archive, StoredFile, WalFile};
 use archiver_core::codec::{Compression, Encoder};
 use archiver_core::config::{Config, Setting, Settings};
 use archiver_core::error::Result;
@@ -77,7 +77,7 @@ pub fn tree(directory: &Path) -> Vec<String> {
 
 /// Stores and records one file, as the pool does.
 pub fn archive_file(archive: &Archive, file: &WalFile) -> Result<StoredFile> {
-    let stored = archive.store(file, &mut Desk::default())?;
+    let stored = archive.store(file)?;
     archive.record(std::slice::from_ref(&stored))?;
     Ok(stored)
 }

@@ -1,7 +1,7 @@
 //! What can be judged of an archive from outside: the rows of `check()` that concern the storage.
 
 use crate::codec::Compression;
-use crate::config::{Config, Limits};
+use crate::config::{Config, CreateOnly, Limits, StorageUrl};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::identity::{Marker, foreign_archive, vanished_archive};
@@ -11,7 +11,7 @@ use crate::pulse::Pulse;
 use crate::queue::{self, Summary};
 use crate::set_aside;
 use crate::state::State;
-use crate::store::{Attributes, Body};
+use crate::store::{Attributes, Body, CredentialFacts};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 use std::fs;
@@ -86,6 +86,8 @@ impl Row {
     }
 }
 
+/// How long one thing that is looked at may take.
+const ITEM_PATIENCE: Duration = Duration::from_secs(5);
 /// Below this share of free space a file system is called nearly full.
 const FEW_FREE_PERCENT: u64 = 5;
 
@@ -162,11 +164,15 @@ pub struct Home {
 
 /// Judges the storage that `config` names, without writing to it, for the cluster that lives at `home`. Where that is not
 /// known, whose archive it is can be told and not judged.
-pub fn check_storage(config: &Config, home: Option<&Home>) -> Vec<Row> {
-    let place = match Place::open(&config.destination, &Arc::new(Pulse::new())) {
+pub fn check_storage(config: &Config, home: Option<&Home>, pulse: &Arc<Pulse>) -> Vec<Row> {
+    let place = match Place::open(&config.destination.within(ITEM_PATIENCE), pulse) {
         Ok(place) => place,
         Err(error) => return vec![Row::of_error("storage", &error)],
     };
+    // Without credentials every other question would be answered by the same failure.
+    if let Err(error) = place.store.confirm_access() {
+        return vec![Row::ok("storage", place.location()), Row::of_error("credentials", &error)];
+    }
     let mut rows = vec![Row::ok("storage", place.location())];
     rows.push(Row::of("identity", identity(&place, home)));
     if let Some(records) = &place.records {
@@ -177,23 +183,30 @@ pub fn check_storage(config: &Config, home: Option<&Home>) -> Vec<Row> {
         }
         rows.push(Row::of("staged files", staging(records)));
         rows.push(Row::of("clock", clock(records)));
+    } else {
+        rows.push(credentials(&place));
+        rows.push(create_only(config));
+        if rows.iter().any(|row| row.verdict == Verdict::Failed) {
+            // Every further question would wait as long, for the same answer.
+            return rows;
+        }
     }
     rows.push(Row::of("files set aside", files_set_aside(&place)));
     rows
 }
 
 /// Writes an object, reads it back and removes it. Not into another cluster's archive, nor where none was begun.
-pub fn probe_storage(config: &Config, home: &Home) -> Row {
+pub fn probe_storage(config: &Config, home: &Home, pulse: &Arc<Pulse>) -> Row {
     let name = "probe";
     let probed = || -> Result<Row> {
-        let place = Place::open(&config.destination, &Arc::new(Pulse::new()))?;
+        let place = Place::open(&config.destination.within(ITEM_PATIENCE), pulse)?;
         let judged = identity(&place, Some(home))?;
         if judged.verdict != Verdict::Ok {
             return Ok(Row { name, ..judged });
         }
         let key = place.layout.probe_key(&Owner::current().unique_name());
         let content = format!("written by archiver.check(probe => true) for {}\n", home.system_identifier);
-        let attributes = Attributes { modified: SystemTime::now() };
+        let attributes = Attributes { modified: SystemTime::now(), content: None };
         place.store.put_new(&key, Body::Bytes(content.as_bytes()), &attributes)?;
         let mut read = String::new();
         if let Some(object) = place.store.get(&key)? {
@@ -230,15 +243,56 @@ fn identity(place: &Place, home: Option<&Home>) -> Result<Row> {
             Row::of_error(name, &foreign_archive(&place.location(), found, home.system_identifier))
         }
         (Some((identity, _)), _) => Row::ok(name, format!("system identifier {}", identity.system_identifier())),
-        (None, _) if is_remembered => {
-            Row::of_error(name, &vanished_archive(&place.location(), marker.as_ref().map(Marker::path)))
-        }
+        (None, _) if is_remembered => Row::of_error(
+            name,
+            &vanished_archive(&place.location(), place.absence_question(), marker.as_ref().map(Marker::path)),
+        ),
         (None, _) => Row::warning(
             name,
             format!("no archive at \"{}\" yet", place.location()),
-            "It is begun with the first WAL file. Is the file system mounted?",
+            format!("It is begun with the first WAL file. {}", place.absence_question()),
         ),
     })
+}
+
+/// Where the credentials come from and how long they last.
+fn credentials(place: &Place) -> Row {
+    let name = "credentials";
+    let facts = place.store.facts();
+    match (facts.credentials, facts.credential_failure) {
+        (Some(known), Some(failure)) => Row::warning(
+            name,
+            format!("from {}, not renewed: {failure}", told(&known)),
+            failure.hint_text().unwrap_or("Archiving goes on until these expire."),
+        ),
+        (Some(known), None) => Row::ok(name, format!("from {}", told(&known))),
+        (None, Some(failure)) => Row::of_error(name, &failure),
+        (None, None) => Row::warning(name, "none are held", "See that the server's environment or a profile has some."),
+    }
+}
+
+fn told(known: &CredentialFacts) -> String {
+    let left = known.expires.map(|expires| expires.duration_since(SystemTime::now()).unwrap_or_default().as_secs());
+    match left {
+        Some(seconds) => format!("{}, for another {seconds} s", known.source),
+        None => known.source.clone(),
+    }
+}
+
+/// How files in the bucket are kept from being overwritten, as set.
+fn create_only(config: &Config) -> Row {
+    let name = "create-only";
+    match &config.destination.storage {
+        StorageUrl::S3(url) if url.create_only == CreateOnly::Head => Row::warning(
+            name,
+            "head: a look before each put",
+            "Two writers at the same instant are not told apart: see that only this server writes to the archive.",
+        ),
+        StorageUrl::S3(url) if url.create_only == CreateOnly::Conditional => {
+            Row::ok(name, "conditional puts, which the store is trusted to heed")
+        }
+        _ => Row::ok(name, "conditional puts, once the store has shown that it heeds them"),
+    }
 }
 
 fn writable(place: &Place, records: &Records) -> Row {

@@ -74,6 +74,9 @@ impl Error {
     /// A stored copy that could not be read back: the storage's trouble, or damage, for which
     /// `hint` says what to do.
     pub fn of_stored_copy(location: &str, cause: &io::Error, hint: &str) -> Self {
+        if let Some(own) = cause.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            return own.clone();
+        }
         if cause.raw_os_error().is_some() {
             return Error::io("read file", Path::new(location), cause);
         }

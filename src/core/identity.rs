@@ -82,14 +82,14 @@ pub fn foreign_archive(location: &str, found: &str, ours: u64) -> Error {
         )
 }
 
-/// The refusal to begin an archive anew where one has been.
-pub fn vanished_archive(location: &str, marker: Option<&Path>) -> Error {
+/// The refusal to begin an archive anew where one has been; `question` asks for the likely cause.
+pub fn vanished_archive(location: &str, question: &str, marker: Option<&Path>) -> Error {
     let on_purpose = marker.map(|marker| {
         format!(" If the archive was removed on purpose, remove the file \"{}\" as well.", marker.display())
     });
     Error::new(Kind::Identity, location, format!("the archive at \"{location}\" has vanished"))
         .detail("Its identity.json was there before and is not there now.")
-        .hint(format!("Is the file system mounted?{}", on_purpose.unwrap_or_default()))
+        .hint(format!("{question}{}", on_purpose.unwrap_or_default()))
 }
 
 /// The memory, in the data directory, of archives this cluster has begun: without it an unmounted disk would look

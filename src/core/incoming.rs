@@ -3,7 +3,7 @@
 //! A source is removed only after its stored copy and its line in the catalogue are durable, and only while it is still
 //! the file that was read.
 
-use crate::archive::{Archive, Desk, Stamp, StoredFile, WalFile};
+use crate::archive::{Archive, Stamp, StoredFile, WalFile};
 use crate::durable;
 use crate::error::{Error, Kind, Result};
 use crate::wal::{Timeline, WalName};
@@ -147,7 +147,6 @@ impl Queue {
             queue: self,
             removes_from: self.directory.as_deref().filter(|_| !self.keeps_sources),
             patience: Patience::new(archive.config().destination.retry_timeout),
-            desk: Desk::default(),
             is_open: false,
             has_failed: false,
             each,
@@ -167,7 +166,6 @@ struct Run<'a> {
     queue: &'a Queue,
     removes_from: Option<&'a Path>,
     patience: Patience,
-    desk: Desk,
     is_open: bool,
     /// Whether the archive itself has failed: what is left is not tried.
     has_failed: bool,
@@ -202,7 +200,7 @@ impl Run<'_> {
             if self.is_still_written(file)? {
                 return Ok(None);
             }
-            self.patience.attempt(|| self.archive.store(file, &mut self.desk)).map(Some)
+            self.patience.attempt(|| self.archive.store(file)).map(Some)
         });
         match stored {
             Ok(Some(stored)) => Some(stored),

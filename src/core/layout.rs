@@ -1,5 +1,6 @@
-//! Where things lie below the storage URL: Barman's local layout, and what is ours beside it.
+//! Where things lie below the storage URL: Barman's layouts, local and cloud, and what is ours beside them.
 
+use crate::codec::Compression;
 use crate::wal::WalName;
 use std::fmt;
 
@@ -23,16 +24,31 @@ impl fmt::Display for ServerName {
     }
 }
 
+/// What the names of stored WAL files look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// Local storage: the name alone, in whatever format the file is.
+    Plain,
+    /// Cloud storage: the name and its format's suffix. One file may be there in several formats.
+    Suffixed,
+}
+
 /// Keys of one cluster's archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     server_name: ServerName,
+    naming: Naming,
 }
 
 impl Layout {
     /// The layout of that cluster's archive.
-    pub fn new(server_name: ServerName) -> Self {
-        Layout { server_name }
+    pub fn new(server_name: ServerName, naming: Naming) -> Self {
+        Layout { server_name, naming }
+    }
+
+    /// What the names of stored WAL files look like.
+    pub fn naming(&self) -> Naming {
+        self.naming
     }
 
     /// The cluster's own folder.
@@ -45,18 +61,38 @@ impl Layout {
         format!("{}/wals", self.server_name)
     }
 
-    /// A WAL file's object; `suffix` is empty in local storage.
-    pub fn wal_key(&self, name: &WalName, suffix: &str) -> String {
+    /// The folder that a WAL file lies in.
+    pub fn wal_folder(&self, name: &WalName) -> String {
         match name.hash_directory() {
-            directory if directory.is_empty() => format!("{}/wals/{name}{suffix}", self.server_name),
-            directory => format!("{}/wals/{directory}/{name}{suffix}", self.server_name),
+            directory if directory.is_empty() => self.wals_folder(),
+            directory => format!("{}/wals/{directory}", self.server_name),
         }
     }
 
-    /// The WAL file that an object in local storage is; nothing for any other object.
-    pub fn wal_name(&self, key: &str) -> Option<WalName> {
-        let name = WalName::parse(key.rsplit('/').next()?).ok()?;
-        (self.wal_key(&name, "") == key).then_some(name)
+    /// The object of a WAL file that is stored in that format.
+    pub fn wal_key(&self, name: &WalName, format: Compression) -> String {
+        let suffix = match self.naming {
+            Naming::Plain => "",
+            Naming::Suffixed => format.suffix(),
+        };
+        format!("{}/{name}{suffix}", self.wal_folder(name))
+    }
+
+    /// The WAL file that an object is, with its format where names tell; nothing for any other object.
+    pub fn wal_name(&self, key: &str) -> Option<(WalName, Option<Compression>)> {
+        let last = key.rsplit('/').next()?;
+        let (name, format) = match self.naming {
+            Naming::Plain => (last, None),
+            Naming::Suffixed => {
+                let by_suffix = |format: Compression| {
+                    let name = last.strip_suffix(format.suffix()).filter(|_| format != Compression::None)?;
+                    Some((name, Some(format)))
+                };
+                Compression::ALL.into_iter().find_map(by_suffix).unwrap_or((last, Some(Compression::None)))
+            }
+        };
+        let name = WalName::parse(name).ok()?;
+        (self.wal_key(&name, format.unwrap_or(Compression::None)) == key).then_some((name, format))
     }
 
     /// Barman's identity file.
@@ -82,6 +118,11 @@ impl Layout {
         }
     }
 
+    /// The object by which a store shows that it does not overwrite.
+    pub fn create_only_key(&self) -> String {
+        format!("{}/probe/create-only", self.server_name)
+    }
+
     /// An object that a check writes and removes.
     pub fn probe_key(&self, unique_name: &str) -> String {
         format!("{}/probe/{unique_name}", self.server_name)
@@ -103,22 +144,26 @@ mod tests {
     use super::*;
 
     fn layout() -> Layout {
-        Layout::new(ServerName::parse("main").unwrap())
+        Layout::new(ServerName::parse("main").unwrap(), Naming::Plain)
     }
 
     #[test]
     fn keys_are_barmans() {
-        let key = |name: &str, suffix| layout().wal_key(&WalName::parse(name).unwrap(), suffix);
-        assert_eq!(key("000000010000000200000042", ""), "main/wals/0000000100000002/000000010000000200000042");
+        let key =
+            |name: &str, naming, format| Layout { naming, ..layout() }.wal_key(&WalName::parse(name).unwrap(), format);
+        let segment = "main/wals/0000000100000002/000000010000000200000042";
+        assert_eq!(key("000000010000000200000042", Naming::Plain, Compression::Zstd), segment);
+        assert_eq!(key("000000010000000200000042", Naming::Suffixed, Compression::None), segment);
         assert_eq!(
-            key("000000010000000200000042.00000028.backup", ".gz"),
+            key("000000010000000200000042.00000028.backup", Naming::Suffixed, Compression::Gzip),
             "main/wals/0000000100000002/000000010000000200000042.00000028.backup.gz"
         );
         assert_eq!(
-            key("0000000100000002000000ab.partial", ".zst"),
+            key("0000000100000002000000ab.partial", Naming::Suffixed, Compression::Zstd),
             "main/wals/0000000100000002/0000000100000002000000AB.partial.zst"
         );
-        assert_eq!(key("00000002.history", ""), "main/wals/00000002.history");
+        assert_eq!(key("00000002.history", Naming::Suffixed, Compression::Xz), "main/wals/00000002.history.xz");
+        assert_eq!(key("00000002.history", Naming::Plain, Compression::Xz), "main/wals/00000002.history");
         assert_eq!(layout().catalogue_key(), "main/wals/main-xlog.db");
         assert_eq!(layout().catalogue_lock_key(), ".main-xlogdb.lock");
     }
@@ -133,8 +178,22 @@ mod tests {
             ("main/wals/main-xlog.db", None),
             ("other/wals/00000002.history", None),
         ] {
-            assert_eq!(layout().wal_name(key).map(|found| found.to_string()).as_deref(), name, "{key}");
+            assert_eq!(layout().wal_name(key).map(|(found, _)| found.to_string()).as_deref(), name, "{key}");
         }
+    }
+
+    #[test]
+    fn a_suffix_tells_the_format_in_cloud_storage_alone() {
+        let cloud = Layout { naming: Naming::Suffixed, ..layout() };
+        for format in Compression::ALL {
+            let name = WalName::parse("000000010000000200000042.partial").unwrap();
+            assert_eq!(cloud.wal_name(&cloud.wal_key(&name, format)), Some((name, Some(format))));
+        }
+        let segment = "main/wals/0000000100000002/000000010000000200000042";
+        for foreign in [".gpg", ".zst.gpg", ".gz.gz", ".tmp", "."] {
+            assert_eq!(cloud.wal_name(&format!("{segment}{foreign}")), None, "{foreign}");
+        }
+        assert_eq!(layout().wal_name(&format!("{segment}.zst")), None);
     }
 
     #[test]

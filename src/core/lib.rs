@@ -1,7 +1,7 @@
 //! The WAL archiver without PostgreSQL.
 //!
 //! ```text
-//! wal  codec  mode  error    leaves: no I/O, no settings, no clock, no threads
+//! wal  codec  mode  hash  error    leaves: no I/O, no settings, no clock, no threads
 //!   \     |       |
 //!    layout     config       config knows only the enums of the leaves
 //!        \       /
@@ -14,8 +14,8 @@
 //! incoming                   archiving from outside the server
 //! ```
 //! `queue`, `state` and `set_aside` tell what waits, how the archiver process stands, and what was set aside.
-//! `data_directory` tells whose WAL it is where no server does. `durable`, `owner`, `pulse` and `sys` are what the
-//! file-system rooms stand on. Nothing here knows pgrx.
+//! `data_directory` tells whose WAL it is where no server does. `durable`, `owner` and `sys` are what the
+//! file-system rooms stand on, `pulse` and `threads` what works beside a thread that waits. Nothing here knows pgrx.
 #![deny(unsafe_code)]
 
 pub mod archive;
@@ -26,6 +26,7 @@ pub mod config;
 pub mod data_directory;
 pub mod durable;
 pub mod error;
+pub mod hash;
 pub mod identity;
 pub mod incoming;
 pub mod layout;
@@ -43,6 +44,7 @@ pub mod state;
 pub mod store;
 pub mod sums;
 mod sys;
+pub mod threads;
 pub mod wal;
 
 pub use error::{Error, Kind, Result};

@@ -55,7 +55,11 @@ pub fn list_page(
     let mut sums = PageSums::default();
     let mut found = Vec::new();
     for (name, listed) in page.into_iter().filter(|(name, _)| range.contains(name)) {
-        let Some(compression) = stored_format(place, &listed.key)? else { continue };
+        let told = place.layout.wal_name(&listed.key).and_then(|(_, format)| format);
+        let Some(compression) = told.map_or_else(|| stored_format(place, &listed.key), |format| Ok(Some(format)))?
+        else {
+            continue;
+        };
         let sum = sums.find(place, &name)?.filter(|sum| sum.stored_size == listed.stored_size);
         found.push(Archived {
             name,
@@ -72,9 +76,8 @@ pub fn list_page(
 /// Where that file lies; nothing only where the archive itself was seen, is that cluster's, and never held it.
 pub fn locate(place: &Place, name: &WalName, system_identifier: Option<u64>) -> Result<Option<String>> {
     place.confirm_archive(system_identifier)?;
-    let key = place.layout.wal_key(name, "");
-    if place.store.head(&key)?.is_some() {
-        return Ok(Some(place.store.location(&key)));
+    if let Some(stored) = place.find(name)? {
+        return Ok(Some(place.store.location(&stored.key)));
     }
     place.confirm_never_stored(name).map(|()| None)
 }
@@ -86,7 +89,7 @@ impl Range {
 
     /// A key behind which all of the range lies. History files, which stand first, may lie behind any segment.
     fn begin(&self, layout: &Layout) -> Option<String> {
-        let mut key = layout.wal_key(&WalName::Segment(self.from?.segment()?), "");
+        let mut key = layout.wal_key(&WalName::Segment(self.from?.segment()?), Compression::None);
         // A key that is no file's: the first of the range itself must lie behind it.
         key.pop();
         Some(key)
@@ -102,7 +105,7 @@ impl Range {
         }
         // Of what is left only the histories of later timelines can be in the range.
         let next = Timeline(last.timeline().0.checked_add(1)?);
-        let mut key = layout.wal_key(&WalName::History(next), "");
+        let mut key = layout.wal_key(&WalName::History(next), Compression::None);
         key.truncate(key.rfind('.')?);
         Some(key)
     }

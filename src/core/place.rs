@@ -1,14 +1,16 @@
 //! An opened archive: the store behind the URL, the layout below it, and the records that a local one keeps.
 
 use crate::catalogue::Catalogue;
+use crate::codec::Compression;
 use crate::config::{Destination, StorageUrl};
 use crate::durable;
 use crate::error::{Error, Kind, Result};
 use crate::identity::{Identity, MAX_IDENTITY_BYTES, foreign_archive};
-use crate::layout::Layout;
+use crate::layout::{Layout, Naming};
 use crate::mode::Mode;
 use crate::pulse::Pulse;
-use crate::store::{Listed, LocalStore, Meta, Store};
+use crate::store::s3::{Patience, S3Store};
+use crate::store::{Listed, LocalStore, Meta, Object, Store};
 use crate::sums::{self, Sum};
 use crate::wal::WalName;
 use std::collections::HashMap;
@@ -24,6 +26,17 @@ pub struct Place {
     pub layout: Layout,
     /// Catalogue and sums, which only local storage has.
     pub records: Option<Records>,
+    /// The format that files are most likely stored in.
+    pub likely_format: Compression,
+}
+
+/// A stored WAL file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its key.
+    pub key: String,
+    /// Its format, where the key tells.
+    pub format: Option<Compression>,
 }
 
 /// The files in which a local archive says what it holds.
@@ -70,9 +83,10 @@ impl Records {
 impl Place {
     /// Opens the place that `destination` names. Work in it beats `pulse`.
     pub fn open(destination: &Destination, pulse: &Arc<Pulse>) -> Result<Self> {
-        let layout = Layout::new(destination.server_name.clone());
+        let likely_format = destination.likely_format;
         match &destination.storage {
             StorageUrl::File { path, mode } => {
+                let layout = Layout::new(destination.server_name.clone(), Naming::Plain);
                 let store = LocalStore::open(path, &layout.staging_folder(), *mode, Arc::clone(pulse))?;
                 let records = Records {
                     catalogue: Catalogue::new(
@@ -85,9 +99,16 @@ impl Place {
                     staging: store.staging().to_path_buf(),
                     mode: *mode,
                 };
-                Ok(Place { store: Box::new(store), layout, records: Some(records) })
+                Ok(Place { store: Box::new(store), layout, records: Some(records), likely_format })
             }
-            StorageUrl::S3(_) => todo!(),
+            StorageUrl::S3(url) => {
+                let layout = Layout::new(destination.server_name.clone(), Naming::Suffixed);
+                let patience = Patience { attempt: destination.attempt_timeout, all: destination.retry_timeout };
+                let environment = |name: &str| std::env::var(name).ok();
+                let probe_key = layout.create_only_key();
+                let store = S3Store::open(url, &probe_key, patience, environment, Arc::clone(pulse))?;
+                Ok(Place { store: Box::new(store), layout, records: None, likely_format })
+            }
         }
     }
 
@@ -102,9 +123,76 @@ impl Place {
         real.map_or_else(|| self.location(), |root| root.join(self.layout.server_folder()).display().to_string())
     }
 
-    /// Where a WAL file lies, for people.
+    /// Where a WAL file would lie in its likely format, for people.
     pub fn wal_location(&self, name: &WalName) -> String {
-        self.store.location(&self.layout.wal_key(name, ""))
+        self.store.location(&self.layout.wal_key(name, self.likely_format))
+    }
+
+    /// Whether a network lies before it.
+    pub fn is_remote(&self) -> bool {
+        self.records.is_none()
+    }
+
+    /// What to ask whoever finds no archive here.
+    pub fn absence_question(&self) -> &'static str {
+        match self.records {
+            Some(_) => "Is the file system mounted?",
+            None => "Are bucket, prefix and endpoint the right ones?",
+        }
+    }
+
+    /// The stored WAL file of that name; nothing where there is none. In cloud storage, where it may be there in several
+    /// formats, the first one listed.
+    pub fn find(&self, name: &WalName) -> Result<Option<Stored>> {
+        match self.layout.naming() {
+            Naming::Plain => {
+                let key = self.layout.wal_key(name, self.likely_format);
+                Ok(self.store.head(&key)?.map(|_| Stored { key, format: None }))
+            }
+            Naming::Suffixed => Ok(self.formats_of(name)?.into_iter().next()),
+        }
+    }
+
+    /// Opens the stored WAL file of that name, at once where it is stored in the likely format.
+    pub fn open_wal(&self, name: &WalName) -> Result<Option<(Stored, Object)>> {
+        let key = self.layout.wal_key(name, self.likely_format);
+        if let Some(object) = self.store.get(&key)? {
+            let format = (self.layout.naming() == Naming::Suffixed).then_some(self.likely_format);
+            return Ok(Some((Stored { key, format }, object)));
+        }
+        if self.layout.naming() == Naming::Plain {
+            return Ok(None);
+        }
+        for stored in self.formats_of(name)? {
+            if let Some(object) = self.store.get(&stored.key)? {
+                return Ok(Some((stored, object)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Every object of that name in cloud storage.
+    fn formats_of(&self, name: &WalName) -> Result<Vec<Stored>> {
+        /// More than the formats of a file, its labels and its partial; the names of its neighbours are longer or differ.
+        const PAGE: usize = 64;
+        let bare = self.layout.wal_key(name, Compression::None);
+        // All keys that begin with the name lie behind this one, and right behind each other.
+        let mut after = bare[..bare.len() - 1].to_string();
+        let mut found = Vec::new();
+        loop {
+            let page = self.store.list(&self.layout.wal_folder(name), Some(&after), PAGE)?;
+            let is_last = page.len() < PAGE || page.last().is_some_and(|listed| !listed.key.starts_with(&bare));
+            for listed in page {
+                match self.layout.wal_name(&listed.key) {
+                    Some((one, format)) if one == *name => found.push(Stored { key: listed.key.clone(), format }),
+                    _ => {}
+                }
+                after = listed.key;
+            }
+            if is_last {
+                return Ok(found);
+            }
+        }
     }
 
     /// Whose archive it says it is, with what tells one identity file from the next; nothing where it does not say.
@@ -145,7 +233,10 @@ impl Place {
                 format!("there is no archive at \"{location}\""),
             )
             .detail("Neither an identity.json nor any WAL file is there, so it cannot be told that a file is missing.")
-            .hint("Is the file system mounted? Are archiver.storage and archiver.server_name those of the server that archived?")),
+            .hint(format!(
+                "{} Are archiver.storage and archiver.server_name those of the server that archived?",
+                self.absence_question()
+            ))),
         }
     }
 
@@ -170,7 +261,7 @@ impl Place {
             after = page.last().map(|listed| listed.key.clone());
             let wal: Vec<_> = page
                 .into_iter()
-                .filter_map(|listed| self.layout.wal_name(&listed.key).map(|name| (name, listed)))
+                .filter_map(|listed| self.layout.wal_name(&listed.key).map(|(name, _)| (name, listed)))
                 .collect();
             // A page may hold nothing but foreign names.
             if is_last || !wal.is_empty() {

@@ -61,6 +61,12 @@ pub struct State {
     pub failed_attempts: u64,
     /// Since when files fail; nothing while all is well.
     pub failing_since_us: Option<i64>,
+    /// How the storage keeps files from being overwritten.
+    #[serde(default)]
+    pub create_only: Option<String>,
+    /// Where its credentials come from.
+    #[serde(default)]
+    pub credential_source: Option<String>,
     /// How far the first files have come that are in progress, stored ahead or failed.
     pub files: Vec<FileState>,
     /// Files that were refused because the archive holds another of their name, oldest first.

@@ -5,36 +5,14 @@
 
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::hash::Hash;
 use crate::mode::Mode;
 use crate::wal::WalName;
 use std::collections::HashMap;
-use std::fmt;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
-
-/// The BLAKE3 hash of a plain file.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Hash(pub blake3::Hash);
-
-impl fmt::Display for Hash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "blake3:{}", self.0.to_hex())
-    }
-}
-
-impl fmt::Debug for Hash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl Hash {
-    fn parse(text: &str) -> Option<Self> {
-        blake3::Hash::from_hex(text.strip_prefix("blake3:")?).ok().map(Hash)
-    }
-}
 
 /// What one line says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

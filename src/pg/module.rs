@@ -285,6 +285,10 @@ impl Module {
         self.state.retries = totals.retries;
         self.state.put_ms_p50 = totals.percentile_ms(50);
         self.state.put_ms_p99 = totals.percentile_ms(99);
+        if let Some(facts) = self.archiver.store_facts() {
+            self.state.create_only = Some(facts.create_only.to_string());
+            self.state.credential_source = facts.credentials.map(|credentials| credentials.source);
+        }
         self.state.take_progress(&self.archiver.progress(), unix_us(SystemTime::now()));
         self.state.retain_refused(|name| Path::new(ARCHIVE_STATUS).join(format!("{name}.ready")).exists());
         self.state_written = Some(Instant::now());

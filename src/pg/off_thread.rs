@@ -1,8 +1,9 @@
 //! Work that may hang (a dead network file system), done on a thread of its own while the main thread stays awake.
 
 use super::ffi;
-use archiver_core::archive::with_signals_blocked;
 use archiver_core::error::plain_cause;
+use archiver_core::pulse::Pulse;
+use archiver_core::threads::with_signals_blocked;
 use archiver_core::{Error, Kind, Result};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
@@ -10,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 /// Two connected sockets: the first becomes readable when [`wake`] was called on the second.
@@ -68,18 +69,29 @@ impl Drop for Permit {
     }
 }
 
+/// Tells work that nobody waits for any more to end; also where the wait ends by raising.
+struct Waiting(Arc<Pulse>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 /// Runs `work` on a thread, with every signal blocked, and waits for it until `patience` is over. A cancel, a
-/// statement_timeout or a termination ends the wait by raising. A thread that hangs is left behind and touches
-/// nothing of PostgreSQL's.
-pub fn run<T: Send + 'static>(patience: Duration, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+/// statement_timeout or a termination ends the wait by raising. Work that beats the pulse then ends by itself; a thread
+/// that hangs in the kernel is left behind and touches nothing of PostgreSQL's.
+pub fn run<T: Send + 'static>(patience: Duration, work: impl FnOnce(&Arc<Pulse>) -> T + Send + 'static) -> Result<T> {
     let Some(permit) = Permit::take() else {
         return Err(Error::new(Kind::Storage, "storage", "earlier calls of this session still hang in the storage"));
     };
     let (wake_up, waker) = wake_up_pair()?;
     let (sender, receiver) = mpsc::channel();
+    let waiting = Waiting(Arc::default());
+    let pulse = Arc::clone(&waiting.0);
     let spawned = with_signals_blocked(|| {
         std::thread::Builder::new().name("archiver call".into()).spawn(move || {
-            let result = work();
+            let result = work(&pulse);
             drop(permit);
             // The caller may have given up.
             let _ = sender.send(result);

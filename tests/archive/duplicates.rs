@@ -1,6 +1,5 @@
 //! A file offered again: the same content is success, any other is refused, and nothing is ever overwritten.
 
-use archiver_core::archive::Desk;
 use archiver_core::codec::Compression;
 use archiver_core::config::Setting;
 use archiver_core::error::Kind;
@@ -129,7 +128,7 @@ fn offered_after_damage(compression: &str, damage: impl FnOnce(&mut Vec<u8>)) {
     let mut copy = fs::read(site.stored(&file.name)).unwrap();
     damage(&mut copy);
     fs::write(site.stored(&file.name), &copy).unwrap();
-    let error = site.archive().store(&file, &mut Desk::default()).unwrap_err();
+    let error = site.archive().store(&file).unwrap_err();
     assert_eq!(error.kind(), Kind::Damaged, "{error:?}");
     assert!(!error.is_worth_retrying());
     assert!(fs::read(site.stored(&file.name)).unwrap() == copy, "it is left as it is");

@@ -1,6 +1,6 @@
 //! Whose archive it is: another cluster's is never touched, and one that has vanished is never begun anew.
 
-use archiver_core::archive::{Archive, Desk};
+use archiver_core::archive::Archive;
 use archiver_core::codec::Compression;
 use archiver_core::config::Setting;
 use archiver_core::error::Kind;
@@ -36,7 +36,7 @@ fn another_clusters_archive_is_refused_before_anything_is_written() {
     let file = site.offer_segment(1);
     archive_file(&site.archive(), &file).unwrap();
     let before = tree(&site.storage());
-    let refused = foreign(&site).store(&file, &mut Desk::default()).unwrap_err();
+    let refused = foreign(&site).store(&file).unwrap_err();
     assert_eq!(refused.kind(), Kind::Identity);
     assert!(refused.detail_text().is_some_and(|it| it.contains("7300000000000000001") && it.contains("42")));
     assert_eq!(tree(&site.storage()), before);
@@ -81,14 +81,14 @@ fn the_page_header_decides_whose_archive_barman_began() {
         let file = site.offer_segment(2);
         let before = tree(&site.storage());
 
-        let refused = foreign(&site).store(&file, &mut Desk::default()).unwrap_err();
+        let refused = foreign(&site).store(&file).unwrap_err();
         assert_eq!(refused.kind(), Kind::Identity);
         assert!(refused.message().contains("another cluster"), "{refused}");
         assert_eq!(tree(&site.storage()), before, "{}", stored_as.name());
 
         archive_file(&site.archive(), &file).unwrap();
         assert!(site.storage().join("main/identity.json").is_file());
-        assert!(foreign(&site).store(&file, &mut Desk::default()).is_err());
+        assert!(foreign(&site).store(&file).is_err());
     }
 }
 
@@ -122,8 +122,8 @@ fn of_two_clusters_that_begin_at_once_one_gets_the_archive() {
         let (ours, theirs) = (site.archive(), foreign(&site));
         let kinds = std::thread::scope(|scope| {
             // The file is ours alone: the other cluster would refuse it if it were the first.
-            let ours = scope.spawn(|| ours.store(&file, &mut Desk::default()).map_err(|error| error.kind()));
-            let theirs = scope.spawn(|| theirs.store(&file, &mut Desk::default()).map_err(|error| error.kind()));
+            let ours = scope.spawn(|| ours.store(&file).map_err(|error| error.kind()));
+            let theirs = scope.spawn(|| theirs.store(&file).map_err(|error| error.kind()));
             (ours.join().unwrap().err(), theirs.join().unwrap().err())
         });
         let identity = fs::read_to_string(site.storage().join("main/identity.json")).unwrap();

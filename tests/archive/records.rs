@@ -1,6 +1,5 @@
 //! The catalogue and the sums: exactly one line a file, whatever happens in between.
 
-use archiver_core::archive::Desk;
 use archiver_core::catalogue::{Catalogue, Entry, NewLine};
 use archiver_core::codec::Compression;
 use archiver_core::config::Setting;
@@ -45,7 +44,7 @@ fn a_crash_between_storing_and_recording_is_healed() {
     let site = Site::new();
     let files = [1, 2].map(|number| site.offer_segment(number));
     for file in &files {
-        site.archive().store(file, &mut Desk::default()).unwrap();
+        site.archive().store(file).unwrap();
     }
     assert!(site.catalogue().is_empty());
     let archive = site.archive();
@@ -62,7 +61,7 @@ fn a_crash_between_storing_and_recording_is_healed() {
 fn a_file_recorded_twice_has_one_line() {
     let site = Site::new();
     let archive = site.archive();
-    let stored = archive.store(&site.offer_segment(1), &mut Desk::default()).unwrap();
+    let stored = archive.store(&site.offer_segment(1)).unwrap();
     archive.record(&[stored.clone(), stored.clone()]).unwrap();
     archive.record(&[stored]).unwrap();
     assert_eq!(site.catalogue().len(), 1);

@@ -1,6 +1,6 @@
 //! The file offered: archived only where it is what its name says.
 
-use archiver_core::archive::{Desk, WalFile, check_memory};
+use archiver_core::archive::{WalFile, check_memory};
 use archiver_core::codec::{self, Compression};
 use archiver_core::config::Setting;
 use archiver_core::error::Kind;
@@ -120,8 +120,7 @@ fn a_segment_beyond_a_quarter_of_the_memory_limit_is_streamed_and_identical() {
         let file = site.offer_segment(1);
         let content = site.content(&file.name);
         let archive = site.archive();
-        let mut desk = Desk::default();
-        let stored = archive.store(&file, &mut desk).unwrap();
+        let stored = archive.store(&file).unwrap();
         archive.record(std::slice::from_ref(&stored)).unwrap();
         let (format, read) = plain(&fs::read(site.stored(&file.name)).unwrap());
         assert_eq!(format.name(), compression);
@@ -129,9 +128,9 @@ fn a_segment_beyond_a_quarter_of_the_memory_limit_is_streamed_and_identical() {
         assert_eq!(stored.hash.0, blake3::hash(&content));
         // And a small file after it, with the same encoder; and the big one once more.
         let label = site.offer(&wal_name("000000010000000000000001.00000028.backup"), b"START WAL LOCATION\n");
-        archive.store(&label, &mut desk).unwrap();
+        archive.store(&label).unwrap();
         assert_eq!(plain(&fs::read(site.stored(&label.name)).unwrap()).1, b"START WAL LOCATION\n");
-        assert!(!archive.store(&file, &mut desk).unwrap().created);
+        assert!(!archive.store(&file).unwrap().created);
     }
 }
 
@@ -144,7 +143,7 @@ fn a_source_cut_short_while_it_is_streamed_is_the_sources_fault_and_leaves_nothi
     for attempt in 0..20 {
         let file = site.offer_segment(attempt);
         let outcome = std::thread::scope(|scope| {
-            let storing = scope.spawn(|| archive.store(&file, &mut Desk::default()));
+            let storing = scope.spawn(|| archive.store(&file));
             // The second pass has begun when something is staged.
             while !storing.is_finished() && fs::read_dir(&staging).unwrap().count() == 0 {}
             OpenOptions::new().write(true).open(&file.path).unwrap().set_len(1 << 20).unwrap();
@@ -163,10 +162,10 @@ fn a_source_cut_short_while_it_is_streamed_is_the_sources_fault_and_leaves_nothi
 #[test]
 fn memory_stays_within_the_limit_however_many_workers_are_wanted() {
     let site = Site::with_segments_of(16 << 20).with(Setting::Workers, "64").with(Setting::MemoryLimit, "256MB");
-    let workers = site.archive().workers_in_memory();
+    let workers = site.archive().threads();
     assert!((1..=7).contains(&workers), "{workers}: each takes a segment and what it is encoded to");
     let site = Site::with_segments_of(1 << 30).with(Setting::Workers, "64").with(Setting::MemoryLimit, "64MB");
-    assert!((1..=16).contains(&site.archive().workers_in_memory()));
+    assert!((1..=16).contains(&site.archive().threads()));
 }
 
 #[test]

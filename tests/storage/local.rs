@@ -32,7 +32,7 @@ fn fixture() -> (TempDir, LocalStore) {
 }
 
 fn attributes() -> Attributes {
-    Attributes { modified: SystemTime::now() }
+    Attributes { modified: SystemTime::now(), content: None }
 }
 
 fn put(store: &LocalStore, key: &str, content: &[u8]) -> archiver_core::Result<Put> {

@@ -14,6 +14,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// The cluster that lives in the data directory, if one does, and what its archiver process tells.
@@ -68,6 +69,8 @@ impl Shown {
             ("retries", json!(state.map(|state| state.retries))),
             ("put_ms_p50", json!(state.and_then(|state| state.put_ms_p50).map(in_tenths))),
             ("put_ms_p99", json!(state.and_then(|state| state.put_ms_p99).map(in_tenths))),
+            ("create_only", json!(state.and_then(|state| state.create_only.as_ref()))),
+            ("credential_source", json!(state.and_then(|state| state.credential_source.as_ref()))),
             ("stats_since", json!(state.and_then(|state| time(state.stats_since_us)))),
         ])
     }
@@ -139,7 +142,7 @@ fn judge(arguments: &Arguments) -> archiver_core::Result<Vec<Row>> {
         rows.push(check::waiting(&data_directory.join("pg_wal"), &limits.unwrap_or_default()));
         rows.push(check::refused(state.as_ref()));
     }
-    rows.extend(check::check_storage(&config, home.as_ref()));
+    rows.extend(check::check_storage(&config, home.as_ref(), &Arc::default()));
     Ok(rows)
 }
 

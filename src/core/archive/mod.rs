@@ -1,28 +1,33 @@
 //! Archiving: the one straight line that every file takes, and the pool of threads that walks it.
 
+mod desk;
 mod duplicate;
 mod episode;
 mod pool;
 mod read_ahead;
+mod siblings;
 mod source;
 
 pub use episode::{Episode, Recovered};
-pub use pool::{Answer, Archiver, Progress, Totals, with_signals_blocked};
+pub use pool::{Answer, Archiver, Progress, Totals};
 pub use read_ahead::{ready_files, waiting_files};
 pub use source::{Stamp, WalFile};
 
 use crate::catalogue::{Entry, NewLine};
-use crate::codec::{self, Compression, Encoder};
-use crate::config::Config;
+use crate::codec::{self, Compression};
+use crate::config::{Config, StorageUrl};
 use crate::error::{Error, Kind, Result, plain_cause};
+use crate::hash::{Content, Hash};
 use crate::identity::{Cluster, Identity, Marker, foreign_archive, vanished_archive};
 use crate::place::Place;
 use crate::pulse::{Beating, Pulse};
-use crate::store::{Attributes, Body, Put};
-use crate::sums::{Hash, Sum};
+use crate::store::{Attributes, Body, Facts, Put};
+use crate::sums::Sum;
 use crate::wal::{LongPageHeader, WalName};
+use desk::{Desks, TakenDesk};
 use nix::unistd::geteuid;
 use once_cell::sync::OnceCell;
+use siblings::Siblings;
 use source::Source;
 use std::fs::{self, Metadata};
 use std::io::{self, Read, Seek, Write};
@@ -39,40 +44,24 @@ pub struct Archive {
     marker: Option<Marker>,
     pulse: Arc<Pulse>,
     confirmed_identity: Mutex<Option<Confirmed>>,
+    siblings: Siblings,
+    desks: Desks,
 }
+
+/// No more files are on their way to a store at once.
+const MOST_PUTS: usize = 64;
+
+/// How often the identity file in cloud storage is looked at.
+const CONFIRM_INTERVAL: Duration = Duration::from_secs(60);
 
 /// An identity file that was read and found to be ours.
 struct Confirmed {
+    at: Instant,
     /// Its version: while that stands, it need not be read again.
     version: String,
     /// Whether the marker tells of it. Where it could not be written (a full data disk must not keep WAL from being
     /// archived), it is tried again with the next file.
     is_remembered: bool,
-}
-
-/// What a thread keeps between files: its buffers and its encoder.
-#[derive(Default)]
-pub struct Desk {
-    plain: Vec<u8>,
-    encoded: Vec<u8>,
-    encoder: Option<(Compression, i32, Encoder)>,
-}
-
-impl Desk {
-    fn encoder(&mut self, compression: Compression, level: i32) -> Result<(&mut Encoder, &[u8], &mut Vec<u8>)> {
-        if !matches!(&self.encoder, Some((kept, at, _)) if (*kept, *at) == (compression, level)) {
-            self.encoder = None;
-        }
-        let encoder = match self.encoder.take() {
-            Some(kept) => kept,
-            None => {
-                let made = Encoder::new(compression, level).map_err(|error| encoding_failed(compression, &error))?;
-                (compression, level, made)
-            }
-        };
-        let (_, _, encoder) = self.encoder.insert(encoder);
-        Ok((encoder, &self.plain, &mut self.encoded))
-    }
 }
 
 fn encoding_failed(compression: Compression, error: &io::Error) -> Error {
@@ -111,7 +100,19 @@ impl Archive {
     /// `marker` remembers the archive across restarts. Work beats `pulse`. Fails as [`check_memory`] does.
     pub fn new(config: Config, cluster: Cluster, marker: Option<Marker>, pulse: Arc<Pulse>) -> Result<Self> {
         check_memory(&config, &cluster)?;
-        Ok(Archive { place: OnceCell::new(), config, cluster, marker, pulse, confirmed_identity: Mutex::default() })
+        let desks = desks_in_memory(&config, &cluster);
+        let at_desks = desks as u64 * desk_bytes(&config, &cluster);
+        let desks = Desks::new(desks, config.memory_limit_bytes.saturating_sub(at_desks));
+        Ok(Archive {
+            desks,
+            place: OnceCell::new(),
+            config,
+            cluster,
+            marker,
+            pulse,
+            confirmed_identity: Mutex::default(),
+            siblings: Siblings::default(),
+        })
     }
 
     fn place(&self) -> Result<&Place> {
@@ -121,6 +122,11 @@ impl Archive {
     /// Opens the storage, unless that was done before. Nothing is written.
     pub fn open(&self) -> Result<()> {
         self.place().map(drop)
+    }
+
+    /// What is known of the storage, once it was opened.
+    pub fn store_facts(&self) -> Option<Facts> {
+        self.place.get().map(|place| place.store.facts())
     }
 
     /// Whether its cluster's memory of the archives it has begun is at hand: else nothing tells an unmounted directory
@@ -136,8 +142,7 @@ impl Archive {
 
     /// Whether a file of that name is stored.
     pub fn holds(&self, name: &WalName) -> Result<bool> {
-        let place = self.place()?;
-        Ok(place.store.head(&place.layout.wal_key(name, ""))?.is_some())
+        Ok(self.place()?.find(name)?.is_some())
     }
 
     /// Fails where root would write into another user's archive: what it makes there would be out of that user's reach.
@@ -161,7 +166,7 @@ impl Archive {
     pub fn is_stored_file(&self, name: &WalName, file: &Metadata) -> Result<bool> {
         let place = self.place()?;
         let Some(records) = &place.records else { return Ok(false) };
-        let path = records.root().join(place.layout.wal_key(name, ""));
+        let path = records.root().join(place.layout.wal_key(name, Compression::None));
         let stored = fs::metadata(&path).map_err(|error| Error::io("stat file", &path, &error))?;
         Ok((stored.dev(), stored.ino()) == (file.dev(), file.ino()))
     }
@@ -180,16 +185,28 @@ impl Archive {
     ///
     /// When this returns, the file is durable at its place; it is archived once [`Archive::record`] has returned, too.
     /// An equal file that stands there already is success, any other is refused and never replaced.
-    pub fn store(&self, file: &WalFile, desk: &mut Desk) -> Result<StoredFile> {
+    pub fn store(&self, file: &WalFile) -> Result<StoredFile> {
         let started = Instant::now();
         let place = self.place()?;
         self.confirm_identity(place)?;
+        let mut desk = self.desks.take(&self.pulse)?;
         let source = source::read(file, &self.cluster, max_buffer_bytes(&self.config), &mut desk.plain, &self.pulse)?;
-        let key = place.layout.wal_key(&file.name, "");
-        let (stored_size, compression, modified, created) = match self.put(place, &key, file, &source, desk)? {
-            Put::Created { stored_size } => (stored_size, self.compression_of(&source), source.modified, true),
+        let content = Content { size: source.plain_size, hash: source.hash };
+        let compression = self.compression_of(&source);
+        let mut key = place.layout.wal_key(&file.name, compression);
+        let in_other_format = self.siblings.find(place, &file.name, &key)?;
+        let put = match in_other_format {
+            Some(other) => {
+                key = other;
+                Put::AlreadyExists
+            }
+            None => self.put(place, &key, file, &source, desk)?,
+        };
+        let (stored_size, compression, modified, created) = match put {
+            Put::Created { stored_size } => (stored_size, compression, source.modified, true),
             Put::AlreadyExists => {
-                let same = duplicate::compare(place, &file.name, source.plain_size, &source.hash, &self.pulse)?;
+                let compared = duplicate::compare(place, &file.name, &key, &content, &self.pulse);
+                let same = compared.inspect_err(|_| self.siblings.forget())?;
                 (same.meta.stored_size, same.compression, same.meta.modified, false)
             }
         };
@@ -234,10 +251,13 @@ impl Archive {
         records.catalogue.record(&lines)
     }
 
-    /// How many threads can work within the memory limit.
-    pub fn workers_in_memory(&self) -> usize {
-        let fitting = (self.config.memory_limit_bytes / worker_bytes(&self.config, &self.cluster)) as usize;
-        self.config.workers.min(fitting)
+    /// How many threads it can use: where most of a file's time is spent waiting for a store, more than there are desks.
+    pub fn threads(&self) -> usize {
+        let desks = desks_in_memory(&self.config, &self.cluster);
+        match self.config.destination.storage {
+            StorageUrl::File { .. } => desks,
+            StorageUrl::S3(_) => (self.config.read_ahead + 1).clamp(desks, MOST_PUTS),
+        }
     }
 
     fn compression_of(&self, source: &Source) -> Compression {
@@ -247,8 +267,9 @@ impl Archive {
         }
     }
 
-    fn put(&self, place: &Place, key: &str, file: &WalFile, source: &Source, desk: &mut Desk) -> Result<Put> {
-        let attributes = Attributes { modified: source.modified };
+    fn put(&self, place: &Place, key: &str, file: &WalFile, source: &Source, mut desk: TakenDesk<'_>) -> Result<Put> {
+        let content = Content { size: source.plain_size, hash: source.hash };
+        let attributes = Attributes { modified: source.modified, content: Some(content) };
         // A source that is compressed already goes as it is.
         let compression = match source.compression {
             Compression::None => self.config.compression,
@@ -264,6 +285,11 @@ impl Archive {
                 self.pulse.beat();
                 encoded.as_slice()
             };
+            if place.is_remote() {
+                let kept = self.desks.keep(body, &self.pulse)?;
+                drop(desk);
+                return place.store.put_new(key, Body::Shared(kept.body.clone()), &attributes);
+            }
             return place.store.put_new(key, Body::Bytes(body), &attributes);
         }
         let mut stream = |out: &mut dyn Write| {
@@ -282,11 +308,18 @@ impl Archive {
     /// changed. The first time it is made where there is none and the place is new.
     fn confirm_identity(&self, place: &Place) -> Result<()> {
         let mut confirmed = self.confirmed_identity.lock().unwrap_or_else(PoisonError::into_inner);
+        // A directory may be unmounted between two files; a bucket that is gone says so with the next put.
+        if let (Some(known), None) = (&*confirmed, &place.records)
+            && known.at.elapsed() < CONFIRM_INTERVAL
+        {
+            return Ok(());
+        }
         let key = place.layout.identity_key();
         let standing = place.store.head(&key)?;
         if let (Some(meta), Some(known)) = (&standing, &mut *confirmed)
             && meta.version == known.version
         {
+            known.at = Instant::now();
             known.is_remembered = known.is_remembered || self.remember(place);
             return Ok(());
         }
@@ -297,13 +330,17 @@ impl Archive {
         };
         if place.identity()?.is_none() {
             if confirmed.is_some() || self.marker.is_some() && is_remembered {
-                return Err(vanished_archive(&location, self.marker.as_ref().map(Marker::path)));
+                return Err(vanished_archive(
+                    &location,
+                    place.absence_question(),
+                    self.marker.as_ref().map(Marker::path),
+                ));
             }
             self.begin(place, &key, &location)?;
         }
         // Also after beginning it: another cluster may have been faster.
         let Some((identity, meta)) = place.identity()? else {
-            return Err(vanished_archive(&location, None).retry_if(true));
+            return Err(vanished_archive(&location, place.absence_question(), None).retry_if(true));
         };
         if !identity.names(self.cluster.system_identifier) {
             return Err(foreign_archive(&location, identity.system_identifier(), self.cluster.system_identifier));
@@ -313,7 +350,7 @@ impl Archive {
             records.catalogue.catch_up()?;
         }
         let is_remembered = is_remembered || self.remember(place);
-        *confirmed = Some(Confirmed { version: meta.version, is_remembered });
+        *confirmed = Some(Confirmed { at: Instant::now(), version: meta.version, is_remembered });
         Ok(())
     }
 
@@ -331,7 +368,7 @@ impl Archive {
             return Err(foreign_archive(location, &found.to_string(), self.cluster.system_identifier));
         }
         let identity = Identity::of(&self.cluster).to_json();
-        let attributes = Attributes { modified: SystemTime::now() };
+        let attributes = Attributes { modified: SystemTime::now(), content: None };
         place.store.put_new(key, Body::Bytes(identity.as_bytes()), &attributes).map(drop)
     }
 
@@ -378,9 +415,9 @@ fn nobodys_archive(place: &Place) -> Error {
     .hint("Set another archiver.server_name, so that a new archive is begun beside it.")
 }
 
-/// Fails where the memory limit is too low for one thread at the configured level and the cluster's segment size.
+/// Fails where the memory limit is too low for one file at the configured level and the cluster's segment size.
 pub fn check_memory(config: &Config, cluster: &Cluster) -> Result<()> {
-    let (needed, limit) = (worker_bytes(config, cluster), config.memory_limit_bytes);
+    let (needed, limit) = (desk_bytes(config, cluster) + body_bytes(config, cluster), config.memory_limit_bytes);
     if needed <= limit {
         return Ok(());
     }
@@ -394,14 +431,29 @@ pub fn check_memory(config: &Config, cluster: &Cluster) -> Result<()> {
         .hint("Raise archiver.memory_limit or lower the level."))
 }
 
-/// Memory of one thread: a source, a result and an encoder; for a streamed segment a few pieces instead of the first two.
-fn worker_bytes(config: &Config, cluster: &Cluster) -> u64 {
+/// How many desks fit into memory beside one body on its way.
+fn desks_in_memory(config: &Config, cluster: &Cluster) -> usize {
+    let left = config.memory_limit_bytes.saturating_sub(body_bytes(config, cluster));
+    config.workers.min((left / desk_bytes(config, cluster)) as usize)
+}
+
+/// Memory of one desk: a source, a result and an encoder; for a streamed segment a few pieces instead of the first two.
+fn desk_bytes(config: &Config, cluster: &Cluster) -> u64 {
     const PIECES: u64 = 1 << 20;
     let segment = cluster.segment_size.bytes();
     let is_streamed = segment > max_buffer_bytes(config);
     let encoder = config.compression.encoder_memory_bytes(config.level, segment, is_streamed);
     let buffers = if is_streamed { PIECES } else { segment + codec::most_encoded_bytes(segment) + PIECES };
     buffers + encoder
+}
+
+/// Memory of the largest body that can be on its way to a store beside its desk: local storage writes from the desk.
+fn body_bytes(config: &Config, cluster: &Cluster) -> u64 {
+    let segment = cluster.segment_size.bytes();
+    match config.destination.storage {
+        StorageUrl::S3(_) if segment <= max_buffer_bytes(config) => codec::most_encoded_bytes(segment),
+        _ => 0,
+    }
 }
 
 /// A segment above a quarter of the limit is streamed: source and result of two would not fit otherwise.

@@ -6,11 +6,12 @@
 
 use super::read_ahead::ReadAhead;
 use super::source::{Stamp, WalFile};
-use super::{Archive, Desk, StoredFile};
+use super::{Archive, StoredFile};
 use crate::error::{Error, Kind, Result};
 use crate::pulse::Pulse;
+use crate::store::Facts;
+use crate::threads::with_signals_blocked;
 use crate::wal::WalName;
-use nix::sys::signal::{SigSet, SigmaskHow};
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -184,7 +185,7 @@ impl Archiver {
     /// again.
     pub fn use_archive(&mut self, archive: Option<Arc<Archive>>) {
         let mut state = self.shared.lock();
-        state.wanted_workers = archive.as_ref().map_or(0, |archive| archive.workers_in_memory());
+        state.wanted_workers = archive.as_ref().map_or(0, |archive| archive.threads());
         state.archive = archive;
         state.generation += 1;
         state.workers = 0;
@@ -336,6 +337,12 @@ impl Archiver {
         self.shared.lock().jobs.iter().map(|(name, job)| (*name, of_phase(&job.phase))).collect()
     }
 
+    /// What is known of the storage, once a file was stored there.
+    pub fn store_facts(&self) -> Option<Facts> {
+        let archive = self.shared.lock().archive.clone();
+        archive.and_then(|archive| archive.store_facts())
+    }
+
     /// What was done since the start.
     pub fn totals(&self) -> &Totals {
         &self.totals
@@ -404,18 +411,6 @@ fn enough_or(workers: usize, cause: &str) -> Result<()> {
     ))
 }
 
-/// Runs `spawn` while every signal is blocked, so that the new thread never runs a handler of the process and never
-/// takes a signal that was meant for its main thread.
-pub fn with_signals_blocked<T>(spawn: impl FnOnce() -> T) -> T {
-    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
-    let result = spawn();
-    if let Ok(before) = before {
-        // It can only fail for a mask that the kernel did not hand out.
-        let _ = before.thread_set_mask();
-    }
-    result
-}
-
 /// A worker's whole life. Whatever goes wrong in it, it is counted out at the end.
 fn run_worker(shared: &Shared, generation: u64) {
     let _ = catch_unwind(AssertUnwindSafe(|| work(shared, generation)));
@@ -428,12 +423,9 @@ fn run_worker(shared: &Shared, generation: u64) {
 }
 
 fn work(shared: &Shared, generation: u64) {
-    let mut desk = Desk::default();
     while let Some((file, archive)) = next_job(shared, generation) {
-        let outcome = catch_unwind(AssertUnwindSafe(|| archive.store(&file, &mut desk))).unwrap_or_else(|panic| {
-            desk = Desk::default();
-            Err(panicked(&file.name, &*panic))
-        });
+        let outcome = catch_unwind(AssertUnwindSafe(|| archive.store(&file)))
+            .unwrap_or_else(|panic| Err(panicked(&file.name, &*panic)));
         drop(archive);
         let mut state = shared.lock();
         if state.generation == generation

@@ -2,9 +2,9 @@
 
 use crate::codec::{self, Compression};
 use crate::error::{Error, Kind, Result};
+use crate::hash::Hash;
 use crate::identity::Cluster;
 use crate::pulse::{Beating, Pulse};
-use crate::sums::Hash;
 use crate::wal::{LongPageHeader, WalName};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek};

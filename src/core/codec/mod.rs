@@ -89,6 +89,19 @@ impl Compression {
         }
     }
 
+    /// What names in cloud storage end with, Barman's cloud layout: nothing for `none`.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Compression::None => "",
+            Compression::Gzip => ".gz",
+            Compression::Bzip2 => ".bz2",
+            Compression::Xz => ".xz",
+            Compression::Zstd => ".zst",
+            Compression::Lz4 => ".lz4",
+            Compression::Snappy => ".snappy",
+        }
+    }
+
     /// The format of that name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|compression| compression.name() == name)

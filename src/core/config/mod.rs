@@ -7,7 +7,7 @@
 mod units;
 mod url;
 
-pub use url::StorageUrl;
+pub use url::{Addressing, ChecksumChoice, CreateOnly, S3Url, ServerSideEncryption, StorageUrl};
 
 use crate::codec::Compression;
 use crate::error::{Error, Kind, Result};
@@ -32,6 +32,8 @@ pub enum Setting {
     ReadAhead,
     /// How much memory they take.
     MemoryLimit,
+    /// How long one request is tried.
+    AttemptTimeout,
     /// How long one file is tried.
     RetryTimeout,
     /// From which age of the newest archived file check() fails.
@@ -42,7 +44,7 @@ pub enum Setting {
 
 impl Setting {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Setting; 10] = [
+    pub const ALL: [Setting; 11] = [
         Setting::Storage,
         Setting::ServerName,
         Setting::Compression,
@@ -50,6 +52,7 @@ impl Setting {
         Setting::Workers,
         Setting::ReadAhead,
         Setting::MemoryLimit,
+        Setting::AttemptTimeout,
         Setting::RetryTimeout,
         Setting::LastWalMaximumAge,
         Setting::MaxIncomingWalsQueue,
@@ -65,6 +68,7 @@ impl Setting {
             Setting::Workers => "workers",
             Setting::ReadAhead => "read_ahead",
             Setting::MemoryLimit => "memory_limit",
+            Setting::AttemptTimeout => "attempt_timeout",
             Setting::RetryTimeout => "retry_timeout",
             Setting::LastWalMaximumAge => "last_wal_maximum_age",
             Setting::MaxIncomingWalsQueue => "max_incoming_wals_queue",
@@ -81,6 +85,7 @@ impl Setting {
             Setting::Workers => "0",
             Setting::ReadAhead => "16",
             Setting::MemoryLimit => "256MB",
+            Setting::AttemptTimeout => "30s",
             Setting::RetryTimeout => "60s",
         }
     }
@@ -95,6 +100,7 @@ impl Setting {
             Setting::Workers => "Threads that read, compress and store WAL files; 0 means one per core, at most 8.",
             Setting::ReadAhead => "WAL files in progress beyond the one PostgreSQL asks for; 0 means one at a time.",
             Setting::MemoryLimit => "Bound on the memory of all buffers; a segment too large for it is streamed.",
+            Setting::AttemptTimeout => "How long one request to a store may go without any progress; S3 only.",
             Setting::RetryTimeout => {
                 "How long one file is tried, without any progress, before PostgreSQL is told that it failed."
             }
@@ -138,8 +144,12 @@ pub struct Destination {
     pub storage: StorageUrl,
     /// The cluster's folder there.
     pub server_name: ServerName,
+    /// How long one request to a store may go without any progress.
+    pub attempt_timeout: Duration,
     /// How long one file is tried.
     pub retry_timeout: Duration,
+    /// The format that files are most likely stored in: the one that is set.
+    pub likely_format: Compression,
 }
 
 /// What the archiver needs to know to do its work.
@@ -175,7 +185,7 @@ const WORKERS: RangeInclusive<u64> = 0..=64;
 const READ_AHEAD: RangeInclusive<u64> = 0..=1024;
 const MEMORY_LIMIT_BYTES: RangeInclusive<u64> = (16 << 20)..=(64 << 30);
 const WAITING_FILES: RangeInclusive<u64> = 0..=1_000_000_000;
-const RETRY_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
+const TIMEOUT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 
 /// What was typed for one setting, on its way to what it means.
 struct Typed<'a> {
@@ -193,6 +203,13 @@ impl Typed<'_> {
     /// The refusal of what was typed.
     fn wrong(&self, cause: impl std::fmt::Display) -> Error {
         Error::setting(self.setting.name(), self.text, cause)
+    }
+
+    fn timeout(&self) -> Result<Duration> {
+        let ms = units::parse_milliseconds(self.text).filter(|ms| TIMEOUT_MS.contains(ms)).ok_or_else(|| {
+            self.wrong("It must be a time from 1s to 1h; units are us, ms, s, min, h and d, and ms where none is given")
+        })?;
+        Ok(Duration::from_millis(ms))
     }
 
     fn number(&self, range: &RangeInclusive<u64>) -> Result<usize> {
@@ -225,15 +242,27 @@ impl Destination {
         let server_name = ServerName::parse(name.text).ok_or_else(|| {
             name.wrong("It takes 1 to 63 letters, digits, dots, underscores and hyphens, and no dot in front")
         })?;
-        let retry_timeout = settings.typed(Setting::RetryTimeout);
-        let retry_timeout_ms = units::parse_milliseconds(retry_timeout.text)
-            .filter(|ms| RETRY_TIMEOUT_MS.contains(ms))
-            .ok_or_else(|| {
-                let rule =
-                    "It must be a time from 1s to 1h; units are us, ms, s, min, h and d, and ms where none is given";
-                retry_timeout.wrong(rule)
-            })?;
-        Ok(Destination { storage, server_name, retry_timeout: Duration::from_millis(retry_timeout_ms) })
+        Ok(Destination {
+            storage,
+            server_name,
+            attempt_timeout: settings.typed(Setting::AttemptTimeout).timeout()?,
+            retry_timeout: settings.typed(Setting::RetryTimeout).timeout()?,
+            // A wrong one is told by whoever is to compress.
+            likely_format: Compression::from_name(settings.typed(Setting::Compression).text)
+                .unwrap_or(Compression::Zstd),
+        })
+    }
+}
+
+impl Destination {
+    /// The same, for somebody who waits no longer than that for one answer.
+    pub fn within(&self, patience: Duration) -> Self {
+        let most = patience.mul_f64(0.6);
+        Destination {
+            attempt_timeout: self.attempt_timeout.min(most),
+            retry_timeout: self.retry_timeout.min(most),
+            ..self.clone()
+        }
     }
 }
 
@@ -340,6 +369,7 @@ mod tests {
             (Setting::MemoryLimit, "15MB"),
             (Setting::MemoryLimit, "256mb"),
             (Setting::MemoryLimit, "-1"),
+            (Setting::AttemptTimeout, "500"),
             (Setting::RetryTimeout, "0"),
             (Setting::RetryTimeout, "60 parsecs"),
         ] {

@@ -3,11 +3,11 @@
 use crate::codec;
 use crate::durable::{self, StagedFile};
 use crate::error::{Error, Kind, Result};
+use crate::hash::Hash;
 use crate::identity::foreign_archive;
 use crate::place::Place;
 use crate::pulse::Pulse;
 use crate::store::Object;
-use crate::sums::Hash;
 use crate::wal::{BadHeader, Expected, LongPageHeader, WalName};
 use std::borrow::Borrow;
 use std::io::{self, Read, Write};
@@ -90,13 +90,12 @@ fn look(place: &Place, request: &Request<'_>) -> Result<Option<Restored>> {
         _ => None,
     };
     for name in [Some(request.name), partial].into_iter().flatten() {
-        let key = place.layout.wal_key(&name, "");
-        if let Some(object) = place.store.get(&key)? {
+        if let Some((stored, object)) = place.open_wal(&name)? {
             // A segment says itself whose it is; a history file or a label does not.
             if !name.is_wal() {
                 place.confirm_archive(request.system_identifier)?;
             }
-            let location = place.store.location(&key);
+            let location = place.store.location(&stored.key);
             let size = put_in_place(place, request, &name, object, &location)?;
             return Ok(Some(Restored { name, location, size }));
         }
@@ -113,6 +112,7 @@ fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Ob
 
     let pulse = Pulse::new();
     let mut staged = StagedFile::create(directory, TEMPORARY_PREFIX, durable::mode_for_file_in(directory), &pulse)?;
+    let expected = object.meta.content;
     let mut decoder = codec::decode(object.body, LONGEST_SEGMENT).map_err(|error| unfit(&error))?;
     let mut hasher = blake3::Hasher::new();
     let mut head = Vec::with_capacity(LongPageHeader::LENGTH);
@@ -152,6 +152,9 @@ fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Ob
         }
     } else if size == 0 {
         return Err(damaged("it is empty".to_string()));
+    }
+    if let Some(expected) = expected.filter(|expected| (expected.size, expected.hash) != (size, hash)) {
+        return Err(damaged(format!("it was stored as {}, and reads as {hash}", expected.hash)));
     }
     if let Some(records) = &place.records
         && let Some(sum) = records.find_sum(&place.layout, name)?

@@ -98,6 +98,7 @@ impl LocalStore {
         let mut staged = StagedFile::create(&self.staging, "", self.mode, &self.pulse)?;
         let written = match body {
             Body::Bytes(bytes) => staged.write_all(bytes),
+            Body::Shared(bytes) => staged.write_all(bytes),
             Body::Stream(write) => write(&mut staged),
         };
         written.map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
@@ -171,12 +172,7 @@ impl LocalStore {
             } else if after.is_none_or(|after| key.as_str() > after) {
                 // Gone since the directory was read: not there.
                 if let Some(meta) = self.stat(&key)? {
-                    found.push(Listed {
-                        key,
-                        stored_size: meta.len(),
-                        modified: modification_time(&meta),
-                        stored_at: change_time(&meta),
-                    });
+                    found.push(Listed { key, stored_size: meta.len(), stored_at: change_time(&meta) });
                 }
             }
         }
@@ -198,6 +194,7 @@ fn meta_of(meta: &Metadata) -> Meta {
     Meta {
         stored_size: meta.len(),
         modified: modification_time(meta),
+        content: None,
         version: format!("{}-{}-{}.{}", meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec()),
     }
 }

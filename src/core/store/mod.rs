@@ -6,8 +6,11 @@ mod local;
 pub mod s3;
 
 pub use local::LocalStore;
+pub use s3::S3Store;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::hash::Content;
+use bytes::Bytes;
 use std::io::{self, Read, Write};
 use std::time::SystemTime;
 
@@ -37,14 +40,52 @@ pub trait Store: Send + Sync {
     /// Removes the object for good; answers whether there was one.
     fn delete(&self, key: &str) -> Result<bool>;
 
+    /// Removes several objects for good; answers for each, in order. One that was not there is removed, too.
+    fn delete_all(&self, keys: &[String]) -> Vec<Result<()>> {
+        keys.iter().map(|key| self.delete(key).map(drop)).collect()
+    }
+
     /// Where the object lies, for people: a path or a URL.
     fn location(&self, key: &str) -> String;
+
+    /// What is known of the store itself, without asking it anything.
+    fn facts(&self) -> Facts {
+        Facts { create_only: "conditional", credentials: None, credential_failure: None }
+    }
+
+    /// Fails where it is known beforehand that no call can succeed: where there are no credentials.
+    fn confirm_access(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What is known of a store itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// How objects are kept from being overwritten: `conditional`, or `head`, which is weaker; `not yet shown` before
+    /// the first put.
+    pub create_only: &'static str,
+    /// The credentials in use, where there are any.
+    pub credentials: Option<CredentialFacts>,
+    /// Why the last try to replace them failed, if it did.
+    pub credential_failure: Option<Error>,
+}
+
+/// Where credentials came from. Never what they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialFacts {
+    /// Such as `environment`, or a profile and its file.
+    pub source: String,
+    /// When they expire, if they do.
+    pub expires: Option<SystemTime>,
 }
 
 /// What an object is made from.
 pub enum Body<'a> {
     /// All of it, in memory.
     Bytes(&'a [u8]),
+    /// The same, which a store may keep beyond the caller's own use of it.
+    Shared(Bytes),
     /// Written piece by piece; called again from the start where a store has to try again.
     /// An error of the caller's own travels as [`io::Error::other`] around a [`crate::Error`].
     Stream(&'a mut dyn FnMut(&mut dyn Write) -> io::Result<()>),
@@ -55,6 +96,8 @@ pub enum Body<'a> {
 pub struct Attributes {
     /// Modification time of the file it was made from.
     pub modified: SystemTime,
+    /// The plain content that was encoded into it. Kept only by stores whose [`Meta`] tells it.
+    pub content: Option<Content>,
 }
 
 /// What [`Store::put_new`] did.
@@ -76,6 +119,8 @@ pub struct Meta {
     pub stored_size: u64,
     /// Modification time of the file it was made from.
     pub modified: SystemTime,
+    /// The plain content that was encoded into it, where the store kept it.
+    pub content: Option<Content>,
     /// Differs between two objects that ever stood under the same key.
     pub version: String,
 }
@@ -95,8 +140,6 @@ pub struct Listed {
     pub key: String,
     /// Bytes stored.
     pub stored_size: u64,
-    /// Modification time of the file it was made from.
-    pub modified: SystemTime,
     /// When it was put there, by the storage's clock.
     pub stored_at: SystemTime,
 }

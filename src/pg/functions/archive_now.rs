@@ -106,16 +106,13 @@ fn timed_out(name: &WalName, timeout: Duration) -> Error {
 /// Where the file lies; fails where it does not.
 fn location(name: WalName) -> Result<String> {
     in_storage(move |place| {
-        let location = place.wal_location(&name);
-        match place.store.head(&place.layout.wal_key(&name, ""))? {
-            Some(_) => Ok(location),
-            None => Err(Error::new(
-                Kind::Storage,
-                location.clone(),
-                format!("WAL file \"{name}\" was archived and is not at \"{location}\""),
-            )
-            .hint("Did the settings change meanwhile, or did somebody remove it?")),
+        if let Some(stored) = place.find(&name)? {
+            return Ok(place.store.location(&stored.key));
         }
+        let location = place.wal_location(&name);
+        let message = format!("WAL file \"{name}\" was archived and is not at \"{location}\"");
+        Err(Error::new(Kind::Storage, location, message)
+            .hint("Did the settings change meanwhile, or did somebody remove it?"))
     })
 }
 

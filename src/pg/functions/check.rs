@@ -4,9 +4,11 @@ use super::{STORAGE_PATIENCE, pg_wal, state};
 use crate::pg::{ffi, guc, off_thread};
 use archiver_core::check::{self as core_check, Home, Row};
 use archiver_core::config::{Config, Limits};
+use archiver_core::pulse::Pulse;
 use archiver_core::wal::WalName;
 use archiver_core::{Error, Kind};
 use pgrx::prelude::*;
+use std::sync::Arc;
 
 /// What the server's own settings and counters say; the rows that concern PostgreSQL.
 struct ServerFacts {
@@ -144,15 +146,15 @@ fn last_archived(facts: &ServerFacts, limits: &Limits) -> Row {
 }
 
 fn storage_rows(config: &Config, is_probe: bool) -> Vec<Row> {
-    let off_thread = |name, work: fn(&Config, &Home) -> Vec<Row>| {
+    let off_thread = |name, work: fn(&Config, &Home, &Arc<Pulse>) -> Vec<Row>| {
         let home = Home { system_identifier: ffi::cluster().system_identifier, data_directory: ffi::data_directory() };
         let config = config.clone();
-        off_thread::run(STORAGE_PATIENCE, move || work(&config, &home))
+        off_thread::run(STORAGE_PATIENCE, move |pulse| work(&config, &home, pulse))
             .unwrap_or_else(|error| vec![Row::of_error(name, &error)])
     };
-    let mut rows = off_thread("storage", |config, home| core_check::check_storage(config, Some(home)));
+    let mut rows = off_thread("storage", |config, home, pulse| core_check::check_storage(config, Some(home), pulse));
     if is_probe {
-        rows.extend(off_thread("probe", |config, home| vec![core_check::probe_storage(config, home)]));
+        rows.extend(off_thread("probe", |config, home, pulse| vec![core_check::probe_storage(config, home, pulse)]));
     }
     rows
 }

@@ -13,11 +13,9 @@ use super::{ffi, guc, off_thread};
 use archiver_core::Result;
 use archiver_core::config::Config;
 use archiver_core::place::Place;
-use archiver_core::pulse::Pulse;
 use archiver_core::state::State;
 use pgrx::extension_sql_file;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How long one look at the storage may take.
@@ -26,7 +24,8 @@ const STORAGE_PATIENCE: Duration = Duration::from_secs(5);
 /// Does `work` in the storage that is configured now, on a thread of its own.
 fn in_storage<T: Send + 'static>(work: impl FnOnce(&Place) -> Result<T> + Send + 'static) -> Result<T> {
     let config: Config = guc::config(&ffi::data_directory())?;
-    off_thread::run(STORAGE_PATIENCE, move || work(&Place::open(&config.destination, &Arc::new(Pulse::new()))?))?
+    let destination = config.destination.within(STORAGE_PATIENCE);
+    off_thread::run(STORAGE_PATIENCE, move |pulse| work(&Place::open(&destination, pulse)?))?
 }
 
 /// The directory of WAL files.

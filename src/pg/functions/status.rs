@@ -40,6 +40,8 @@ struct Process {
     retries: u64,
     put_ms_p50: Option<f64>,
     put_ms_p99: Option<f64>,
+    create_only: Option<String>,
+    credential_source: Option<String>,
     stats_since_us: i64,
 }
 
@@ -56,6 +58,8 @@ impl From<State> for Process {
             retries: state.retries,
             put_ms_p50: state.put_ms_p50,
             put_ms_p99: state.put_ms_p99,
+            create_only: state.create_only,
+            credential_source: state.credential_source,
             stats_since_us: state.stats_since_us,
         }
     }

@@ -94,7 +94,7 @@ fn as_archive_command_it_archives_what_the_module_would() {
     );
     assert!(site.storage().join("main/sums/0000000100000000").is_file());
     // The module goes on with it, and the program with what the module began.
-    site.archive().store(&site.offer_segment(2), &mut Default::default()).unwrap();
+    site.archive().store(&site.offer_segment(2)).unwrap();
     run(&site, &["archive", &named(&site.offer_segment(2))]).with(0);
     assert_eq!(site.catalogue(), [1, 2].map(|number| site.name(number).to_string()));
 }

@@ -20,7 +20,7 @@ pub enum StorageUrl {
         mode: Mode,
     },
     /// `s3://bucket/prefix?region=eu-west-1`
-    S3(S3Url),
+    S3(Box<S3Url>),
 }
 
 /// Why a URL is refused.
@@ -83,7 +83,7 @@ impl StorageUrl {
         let url = Url::parse(text).map_err(|_| BadUrl::NotAUrl)?;
         match url.scheme() {
             "file" => Self::parse_file(&url),
-            "s3" => S3Url::parse(&url).map(StorageUrl::S3),
+            "s3" => Ok(StorageUrl::S3(Box::new(S3Url::parse(&url)?))),
             other => Err(BadUrl::Scheme(other.to_string())),
         }
     }
@@ -117,8 +117,8 @@ impl fmt::Display for StorageUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StorageUrl::File { path, .. } => write!(f, "file://{}", path.display()),
-            StorageUrl::S3(S3Url { bucket, prefix, .. }) if prefix.is_empty() => write!(f, "s3://{bucket}"),
-            StorageUrl::S3(S3Url { bucket, prefix, .. }) => write!(f, "s3://{bucket}/{prefix}"),
+            StorageUrl::S3(url) if url.prefix.is_empty() => write!(f, "s3://{}", url.bucket),
+            StorageUrl::S3(url) => write!(f, "s3://{}/{}", url.bucket, url.prefix),
         }
     }
 }
@@ -139,7 +139,7 @@ mod tests {
 
     fn s3(text: &str) -> Result<S3Url, BadUrl> {
         match StorageUrl::parse(text)? {
-            StorageUrl::S3(url) => Ok(url),
+            StorageUrl::S3(url) => Ok(*url),
             other => panic!("{other:?}"),
         }
     }

@@ -83,7 +83,7 @@ impl Credentials {
     }
 
     /// Whether they are the same keys, wherever they are from.
-    fn has_keys_of(&self, other: &Self) -> bool {
+    pub(super) fn has_keys_of(&self, other: &Self) -> bool {
         let keys =
             |it: &Self| [it.access_key.clone(), it.secret_key.clone(), it.session_token.clone().unwrap_or_default()];
         keys(self) == keys(other)
