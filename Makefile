@@ -17,13 +17,14 @@ build_packages := gcc libc6-dev make pkg-config libssl-dev clang-14 libclang-14-
 # Where root runs the tests: servers run as the OS user postgres, to whom pgrx-tests changes by sudo.
 test_packages  := strace $(if $(filter 0,$(shell id -u)),sudo postgresql-common)
 
-.PHONY: help install demo test test-all test-core test-interop lint
+.PHONY: help install demo test test-all test-core test-s3 test-s3-garage test-interop lint
 
 help:
 	echo 'make install PG_CONFIG=... [PREFIX=/usr/local]   build and install the extension and the program'
-	echo 'make demo [KEEP=1]                               archive, lose a table, restore, compare; in a throw-away cluster'
+	echo 'make demo [KEEP=1] [STORAGE=s3]                  archive, lose a table, restore, compare; in a throw-away cluster'
 	echo 'make test | test-all                             every test on PostgreSQL $(first) and $(second) | on $(majors)'
 	echo 'make test-core | test-interop                    those without a server | with the real Barman'
+	echo 'make test-s3 | test-s3-garage                    those on real S3 servers | on one more, slow to build'
 	echo 'make test-pg-MAJOR | test-server-MAJOR           those inside backends | on real clusters'
 	echo 'make lint                                        format, clippy, licences, shell scripts'
 
@@ -41,16 +42,21 @@ demo:
 	pg_config=$$(scripts/postgresql.sh $(first))
 	bindir=$$(scripts/prefix.sh $$pg_config)
 	scripts/install.sh $$bindir/pg_config $$bindir --release
-	scripts/demo.sh $$bindir
+	$(if $(filter s3,$(STORAGE)),scripts/with-s3.sh ceph --) scripts/demo.sh $$bindir
 
-test: test-core test-interop test-pg-$(first) test-server-$(first) test-server-$(second)
+test: test-core test-s3 test-interop test-pg-$(first) test-server-$(first) test-server-$(second)
 
-test-all: test-core test-interop $(majors:%=test-pg-%) $(majors:%=test-server-%)
+test-all: test-core test-s3-garage test-interop $(majors:%=test-pg-%) $(majors:%=test-server-%)
 
 test-core:
 	scripts/requirements.sh $(build_packages)
 	cargo test -p archiver_core -p archiver_cli
-	cargo test -p archiver_tests --test storage --test archive
+	cargo test -p archiver_tests --lib --test storage --test archive
+
+test-s3 test-s3-garage: test-s3%:
+	scripts/requirements.sh $(build_packages)
+	cargo test -p archiver_tests --test s3 --no-run
+	scripts/with-s3.sh ceph moto $(patsubst -%,%,$*) -- cargo test -p archiver_tests --test s3
 
 test-interop:
 	scripts/requirements.sh $(build_packages)

@@ -3,6 +3,7 @@
 # table "by accident", restores to the moment before from a base backup and the archive, and compares every table and every
 # segment. Its last line begins with `demo: ok: ` only if all of that held; else it exits 1 with the logs' last lines.
 # KEEP=1 leaves both servers up. All it listens on is a socket in its own folder; all it ends is what it started.
+# STORAGE=s3 archives to the S3 server that with-s3.sh runs beside it.
 set -euo pipefail
 shopt -s inherit_errexit
 umask 022
@@ -70,13 +71,31 @@ checksums() {
     done
 }
 
+case ${STORAGE:-file} in
+    file)
+        "${as_postgres[@]}" mkdir "$dir/archive"
+        storage=file://$dir/archive
+        ;;
+    s3)
+        # As a person would who follows the documentation: a bucket, and a file with the key that may write to it.
+        curl -sS --fail -X PUT --aws-sigv4 aws:amz:us-east-1:s3 -H 'x-amz-content-sha256: UNSIGNED-PAYLOAD' \
+            --cacert "$ARCHIVER_TEST_S3_CA" --user "$ARCHIVER_TEST_CEPH_KEY:$ARCHIVER_TEST_CEPH_SECRET" \
+            "$ARCHIVER_TEST_CEPH/demo"
+        cp "$ARCHIVER_TEST_S3_CA" "$dir/ca.crt"
+        printf '[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n' \
+            "$ARCHIVER_TEST_CEPH_KEY" "$ARCHIVER_TEST_CEPH_SECRET" | "${as_postgres[@]}" tee "$dir/credentials" >/dev/null
+        "${as_postgres[@]}" chmod 600 "$dir/credentials"
+        storage="s3://demo/wal?endpoint=$ARCHIVER_TEST_CEPH&ca_file=$dir/ca.crt&credentials_file=$dir/credentials"
+        ;;
+    *) echo "demo: STORAGE is file or s3, not $STORAGE" >&2 && exit 2 ;;
+esac
+
 say 'A cluster that archives; added to its postgresql.conf:'
 "${as_postgres[@]}" "$bindir/initdb" -D "$dir/primary" -k -A trust -U postgres -E UTF8 --no-locale --no-sync >/dev/null
-"${as_postgres[@]}" mkdir "$dir/archive"
 tee -a "$dir/primary/postgresql.conf" <<END
 archive_mode = on
 archive_library = 'archiver'
-archiver.storage = 'file://$dir/archive'
+archiver.storage = '$storage'
 wal_level = replica
 listen_addresses = ''
 unix_socket_directories = '$dir'
@@ -150,8 +169,8 @@ for done in "$dir"/primary/pg_wal/archive_status/*.done; do
     cmp "$dir/primary/pg_wal/$name" "$dir/fetched"
     segments=$((segments + 1))
 done
-read -r stored bytes < <(find "$dir/archive" -regextype posix-extended -regex '.*/wals/.*/[0-9A-F]{24}' -printf '%s\n' |
-    awk '{ bytes += $1 } END { print NR, bytes }')
+read -r stored bytes < <("${as_postgres[@]}" "$bindir/archiver" -D "$dir/primary" list |
+    awk '$1 ~ /^[0-9A-F]+$/ && length($1) == 24 { files++; bytes += $5 } END { print files, bytes }')
 echo "$segments segments identical; $stored in the archive"
 ((segments >= 20 && segments == stored)) || { echo 'demo: archive and pg_wal hold different segments' >&2; exit 1; }
 
