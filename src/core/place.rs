@@ -173,7 +173,7 @@ impl Place {
 
     /// Every object of that name in cloud storage.
     fn formats_of(&self, name: &WalName) -> Result<Vec<Stored>> {
-        /// More than the formats of a file, its labels and its partial; the names of its neighbours are longer or differ.
+        /// More than there is, most often, of a file and of those neighbours whose names differ in the last digit.
         const PAGE: usize = 64;
         let bare = self.layout.wal_key(name, Compression::None);
         // All keys that begin with the name lie behind this one, and right behind each other.
@@ -181,7 +181,8 @@ impl Place {
         let mut found = Vec::new();
         loop {
             let page = self.store.list(&self.layout.wal_folder(name), Some(&after), PAGE)?;
-            let is_last = page.len() < PAGE || page.last().is_some_and(|listed| !listed.key.starts_with(&bare));
+            let has_passed = |key: &str| *key > *bare && !key.starts_with(&bare);
+            let is_last = page.len() < PAGE || page.last().is_some_and(|listed| has_passed(&listed.key));
             for listed in page {
                 match self.layout.wal_name(&listed.key) {
                     Some((one, format)) if one == *name => found.push(Stored { key: listed.key.clone(), format }),
@@ -268,5 +269,43 @@ impl Place {
                 return Ok(wal);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::ServerName;
+    use crate::store::{Attributes, Body};
+    use std::time::SystemTime;
+
+    /// A place that is named as in cloud storage.
+    fn cloud(root: &std::path::Path) -> Place {
+        let layout = Layout::new(ServerName::parse("main").unwrap(), Naming::Suffixed);
+        let store = LocalStore::open(root, &layout.staging_folder(), Mode::PRIVATE, Arc::default()).unwrap();
+        Place { store: Box::new(store), layout, records: None, likely_format: Compression::Gzip }
+    }
+
+    #[test]
+    fn a_file_is_found_behind_any_number_of_objects_of_its_neighbours() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = cloud(directory.path());
+        let put = |name: &WalName, format| {
+            let attributes = Attributes { modified: SystemTime::now(), content: None };
+            let key = place.layout.wal_key(name, format);
+            place.store.put_new(&key, Body::Bytes(b"x"), &attributes).unwrap();
+            key
+        };
+        for label in 0..200 {
+            put(&WalName::parse(&format!("00000001000000000000001E.{label:08X}.backup")).unwrap(), Compression::Zstd);
+        }
+        let name = WalName::parse("00000001000000000000001F").unwrap();
+        assert_eq!(place.find(&name).unwrap(), None);
+        let key = put(&name, Compression::Zstd);
+        put(&WalName::parse("00000001000000000000001F.partial").unwrap(), Compression::Zstd);
+        put(&WalName::parse("000000010000000000000020").unwrap(), Compression::Zstd);
+        let stored = Stored { key, format: Some(Compression::Zstd) };
+        assert_eq!(place.find(&name).unwrap().as_ref(), Some(&stored));
+        assert_eq!(place.open_wal(&name).unwrap().map(|(found, _)| found), Some(stored));
     }
 }
