@@ -61,7 +61,8 @@ test-s3 test-s3-garage: test-s3%:
 test-interop:
 	scripts/requirements.sh $(build_packages)
 	bindir=$$(scripts/barman.sh)
-	ARCHIVER_TEST_BARMAN=$$bindir cargo test -p archiver_tests --test interop
+	cargo test -p archiver_tests --test interop --no-run
+	scripts/with-s3.sh ceph -- env ARCHIVER_TEST_BARMAN=$$bindir cargo test -p archiver_tests --test interop
 
 test-pg-%:
 	scripts/requirements.sh $(build_packages) $(test_packages)

@@ -23,15 +23,17 @@ pub struct Barman {
     home: PathBuf,
 }
 
-fn program(name: &str) -> Command {
+/// One of Barman's programs.
+pub fn program(name: &str) -> Command {
     let Some(bindir) = std::env::var_os("ARCHIVER_TEST_BARMAN") else {
         panic!("ARCHIVER_TEST_BARMAN is not set: run these tests with `make test-interop`")
     };
     Command::new(PathBuf::from(bindir).join(name))
 }
 
+/// What a program wrote that must have succeeded.
 #[track_caller]
-fn succeeded(output: Output) -> Vec<u8> {
+pub fn succeeded(output: Output) -> Vec<u8> {
     let said = [&output.stdout[..], &output.stderr[..]].map(String::from_utf8_lossy).concat();
     assert!(output.status.success(), "{said}");
     output.stdout

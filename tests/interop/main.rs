@@ -2,6 +2,7 @@
 //! Run by `make test-interop`.
 
 mod barman;
+mod cloud;
 
 use archiver_core::archive::{StoredFile, WalFile};
 use archiver_core::codec::Compression;
@@ -37,11 +38,20 @@ fn archive_all(site: &Site) -> Vec<StoredFile> {
 
 /// What our restore makes of that file.
 fn restored(site: &Site, name: &WalName) -> Vec<u8> {
+    restored_as(site, name, false)
+}
+
+/// The same where the partial of a segment would do.
+fn restored_or_partial(site: &Site, name: &WalName) -> Vec<u8> {
+    restored_as(site, name, true)
+}
+
+fn restored_as(site: &Site, name: &WalName, or_partial: bool) -> Vec<u8> {
     let destination = site.path("restored");
     let request = Request {
         name: *name,
         destination: &destination,
-        or_partial: false,
+        or_partial,
         system_identifier: Some(site.cluster.system_identifier),
         retry_timeout: Duration::from_secs(2),
     };
