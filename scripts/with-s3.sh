@@ -65,6 +65,7 @@ for server in "${servers[@]}"; do
 done
 
 # The OS user postgres, as whom root's tests run PostgreSQL, reads the CA's certificate.
+callers_umask=$(umask)
 umask 077
 dir=$(mktemp -d "${TMPDIR:-/tmp}/archiver-s3.XXXXXX")
 chmod 711 "$dir"
@@ -291,6 +292,7 @@ export ARCHIVER_TEST_S3_CA=$dir/ca.crt
 for server in "${servers[@]}"; do "launch_$server"; done
 
 # In the background, so that a signal finds us waiting; what Bash takes from such a command is given back.
+umask "$callers_umask"
 env --default-signal=INT,QUIT -- "$@" <&0 &
 command=$!
 wait "$command"
