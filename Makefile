@@ -75,7 +75,9 @@ test-server-%:
 	pg_config=$$(scripts/postgresql.sh $*)
 	bindir=$$(scripts/prefix.sh $$pg_config)
 	scripts/install.sh $$bindir/pg_config $$bindir
-	ARCHIVER_TEST_BINDIR=$$bindir cargo test -p archiver_tests --test server -- --test-threads=4
+	cargo test -p archiver_tests --test server --no-run
+	export ARCHIVER_TEST_BINDIR=$$bindir
+	scripts/with-s3.sh ceph -- cargo test -p archiver_tests --test server -- --test-threads=4
 
 lint:
 	scripts/requirements.sh $(build_packages) shellcheck

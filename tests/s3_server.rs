@@ -25,7 +25,8 @@ pub struct S3Server {
 }
 
 fn variable(name: &str) -> String {
-    env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run these tests with `make test-s3`"))
+    env::var(name)
+        .unwrap_or_else(|_| panic!("{name} is not set: run these tests with `make test-s3` or `make test-server-15`"))
 }
 
 impl S3Server {

@@ -14,5 +14,6 @@ mod recovery;
 mod refusals;
 mod regress;
 mod restoring;
+mod s3;
 mod settings;
 mod stopping;

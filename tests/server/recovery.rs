@@ -21,7 +21,7 @@ fn wait_for_replay(standby: &Cluster, primary: &Cluster) {
     wait_until("the standby has replayed all", || standby.psql_as("postgres", &replayed).as_deref() == Ok("t"));
 }
 
-fn wait_for_end_of_recovery(cluster: &Cluster) {
+pub fn wait_for_end_of_recovery(cluster: &Cluster) {
     wait_until("recovery has ended", || {
         cluster.psql_as("postgres", "SELECT NOT pg_is_in_recovery()").as_deref() == Ok("t")
     });
@@ -58,7 +58,7 @@ fn a_dropped_table_comes_back_by_recovery_to_a_restore_point() {
 }
 
 /// Runs pgbench until that many segments wait. A page's first change after a checkpoint is logged with the whole page.
-fn pgbench_until_waiting(cluster: &Cluster, segments: usize) {
+pub fn pgbench_until_waiting(cluster: &Cluster, segments: usize) {
     while cluster.status_files("ready").len() < segments {
         cluster.psql("CHECKPOINT");
         let mut pgbench = cluster.client("pgbench");
@@ -67,7 +67,7 @@ fn pgbench_until_waiting(cluster: &Cluster, segments: usize) {
     }
 }
 
-fn pgbench_checksums(cluster: &Cluster) -> String {
+pub fn pgbench_checksums(cluster: &Cluster) -> String {
     let of_table = |table: &str| {
         format!("SELECT '{table}', count(*), sum(hashtextextended(t::text, 0)::numeric) FROM pgbench_{table} AS t")
     };

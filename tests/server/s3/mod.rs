@@ -1,0 +1,116 @@
+//! Real clusters that archive to S3. `scripts/with-s3.sh ceph` runs the gateway beside them.
+
+mod archiving;
+mod outages;
+
+use crate::cluster::Cluster;
+use archiver_tests::fault_proxy::FaultProxy;
+use archiver_tests::s3_server::{Bucket, S3Server};
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+/// What every key of a cluster's archive begins with.
+const ARCHIVE: &str = "some/place/main/";
+
+/// A cluster with a bucket of its own to archive to, and the proxy between them where there is one. Not running yet.
+pub struct Site {
+    pub cluster: Cluster,
+    pub bucket: Bucket,
+    proxy: Option<FaultProxy>,
+}
+
+impl Site {
+    /// The gateway is talked to over TLS.
+    pub fn over_tls(segment_mb: u32) -> Self {
+        Self::of(Cluster::new(segment_mb), S3Server::ceph().new_bucket(), None)
+    }
+
+    /// The gateway is talked to through a proxy that can be told to go wrong. Segments are of 1 MB.
+    pub fn behind_proxy() -> Self {
+        let server = S3Server::ceph_without_tls();
+        let proxy = FaultProxy::before(&server.endpoint);
+        Self::of(Cluster::new(1), server.new_bucket(), Some(proxy))
+    }
+
+    fn of(cluster: Cluster, bucket: Bucket, proxy: Option<FaultProxy>) -> Self {
+        let site = Site { cluster, bucket, proxy };
+        site.write_credentials(&site.bucket.server.secret);
+        site.cluster.set("archiver.storage", &site.url());
+        site
+    }
+
+    pub fn with(self, name: &str, value: &str) -> Self {
+        self.cluster.set(name, value);
+        self
+    }
+
+    /// The same, running, with the extension and an archive that was begun.
+    pub fn archiving(self) -> Self {
+        self.cluster.start();
+        self.cluster.psql("CREATE EXTENSION archiver");
+        self.cluster.write_segments(1);
+        self.cluster.drain();
+        self
+    }
+
+    pub fn proxy(&self) -> &FaultProxy {
+        self.proxy.as_ref().expect("a site behind a proxy")
+    }
+
+    /// The file with the keys of the bucket's owner.
+    pub fn credentials(&self) -> PathBuf {
+        self.cluster.path("credentials")
+    }
+
+    /// Writes that file anew, with that secret.
+    pub fn write_credentials(&self, secret: &str) {
+        let key = &self.bucket.server.key;
+        let text = format!("[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n");
+        // In one step, as whoever rotates keys does it.
+        let new = self.cluster.path("credentials.new");
+        self.cluster.write_file(&new, text.as_bytes());
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).expect("chmod");
+        fs::rename(&new, self.credentials()).expect("put credentials in place");
+    }
+
+    /// The URL of its archive.
+    pub fn url(&self) -> String {
+        self.url_below(&self.bucket.name, "some/place")
+    }
+
+    /// The URL of another place in the same store.
+    pub fn url_below(&self, bucket: &str, prefix: &str) -> String {
+        let server = &self.bucket.server;
+        let endpoint = self.proxy.as_ref().map_or(server.endpoint.clone(), FaultProxy::endpoint);
+        let (ca, credentials) = (server.ca.display(), self.credentials());
+        format!("s3://{bucket}/{prefix}?endpoint={endpoint}&ca_file={ca}&credentials_file={}", credentials.display())
+    }
+
+    /// The keys of the stored WAL files by name, of which there is one each.
+    #[track_caller]
+    pub fn stored(&self) -> BTreeMap<String, String> {
+        let mut stored = BTreeMap::new();
+        for key in self.bucket.list(&format!("{ARCHIVE}wals/")) {
+            let last = key.rsplit('/').next().expect("a name");
+            let name = last.strip_suffix(".zst").unwrap_or(last).to_string();
+            assert!(name.len() >= 16, "a foreign name: {key}");
+            if let Some(other) = stored.insert(name, key.clone()) {
+                panic!("stored twice: {other} and {key}");
+            }
+        }
+        stored
+    }
+
+    /// Everything that PostgreSQL was told is archived is in the bucket, once, and comes back as it was; answers how
+    /// many files were compared.
+    #[track_caller]
+    pub fn assert_complete(&self) -> usize {
+        let (stored, done) = (self.stored(), self.cluster.status_files("done"));
+        for name in &done {
+            assert!(stored.contains_key(name), "{name} is not stored");
+        }
+        self.cluster.assert_done_files_restore_equal()
+    }
+}
