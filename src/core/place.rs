@@ -119,8 +119,9 @@ impl Place {
 
     /// The archive as a whole, by a name that does not depend on how the URL spells it.
     pub fn real_location(&self) -> String {
+        let folder = self.layout.server_folder();
         let real = self.records.as_ref().and_then(|records| records.root.canonicalize().ok());
-        real.map_or_else(|| self.location(), |root| root.join(self.layout.server_folder()).display().to_string())
+        real.map_or_else(|| self.store.lasting_location(&folder), |root| root.join(&folder).display().to_string())
     }
 
     /// Where a WAL file would lie in its likely format, for people.

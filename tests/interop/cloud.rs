@@ -2,7 +2,7 @@
 
 use crate::barman::{program, succeeded};
 use crate::{archive_all, one_of_each_kind, restored, restored_or_partial};
-use archiver_core::archive::{Archive, Desk};
+use archiver_core::archive::Archive;
 use archiver_core::codec::Compression;
 use archiver_core::config::Setting;
 use archiver_core::error::Kind;
@@ -260,7 +260,7 @@ fn what_barman_cloud_stored_is_a_duplicate_whatever_format_we_are_set_to() {
                 assert_eq!((stored.created, stored.compression), (false, compression), "{name} in {what}");
                 assert!(stored.location.ends_with(&format!("/{name}{}", compression.suffix())), "{stored:?}");
                 let other = cloud.site.offer(name, &other_than(content));
-                let refused = archive.store(&other, &mut Desk::default()).unwrap_err();
+                let refused = archive.store(&other).unwrap_err();
                 assert_eq!(refused.kind(), Kind::Conflict, "{name} in {what}: {refused}");
                 assert!(restored(&cloud.site, name) == *content, "{name} in {what}");
             }
@@ -290,7 +290,7 @@ fn a_bucket_that_barman_cloud_began_belongs_to_the_cluster_of_its_segments() {
         let cloud = Cloud::begun_by_barman(compression, &[WalKind::Segment]);
         let before = cloud.objects();
         let file = cloud.site.offer_segment(7);
-        let refused = cloud.foreign().store(&file, &mut Desk::default()).unwrap_err();
+        let refused = cloud.foreign().store(&file).unwrap_err();
         assert_eq!(refused.kind(), Kind::Identity);
         assert!(refused.message().contains("another cluster"), "{refused}");
         assert_eq!(cloud.objects(), before);
@@ -298,7 +298,7 @@ fn a_bucket_that_barman_cloud_began_belongs_to_the_cluster_of_its_segments() {
         assert!(archive_file(&cloud.site.archive(), &file).unwrap().created);
         let identity = cloud.bucket.get("some/place/main/identity.json", &[]).text();
         assert_eq!(identity, "{\n    \"systemid\": \"7300000000000000001\",\n    \"version\": \"15\"\n}\n");
-        let refused = cloud.foreign().store(&file, &mut Desk::default()).unwrap_err();
+        let refused = cloud.foreign().store(&file).unwrap_err();
         assert_eq!(refused.kind(), Kind::Identity);
     }
 }

@@ -75,6 +75,8 @@ fn both_addressings_reach_the_same_objects() {
     let (_two, by_host) = fixture(&host, "&addressing=virtual");
     let authority = format!("{}.buckets.localhost:{port}", bucket.name);
     assert_eq!(by_host.location("a/b"), format!("https://{authority}/some/place/a/b"));
+    let lasting = by_host.lasting_location("a/b");
+    assert_eq!(lasting, format!("s3://{}/some/place/a/b at {}", bucket.name, host.server.endpoint));
     if authority.to_socket_addrs().is_err() {
         println!("skipped: this system does not resolve names below localhost");
         return;

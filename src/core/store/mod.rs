@@ -48,6 +48,11 @@ pub trait Store: Send + Sync {
     /// Where the object lies, for people: a path or a URL.
     fn location(&self, key: &str) -> String;
 
+    /// The same by a name that stays when the way there changes: what a server remembers of its archive.
+    fn lasting_location(&self, key: &str) -> String {
+        self.location(key)
+    }
+
     /// What is known of the store itself, without asking it anything.
     fn facts(&self) -> Facts {
         Facts { create_only: "conditional", credentials: None, credential_failure: None }

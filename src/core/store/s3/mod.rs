@@ -608,6 +608,14 @@ impl Store for S3Store {
         format!("{}/{}", self.session.peer().base, self.below_bucket(key))
     }
 
+    fn lasting_location(&self, key: &str) -> String {
+        let path = format!("s3://{}/{}", self.url.bucket, self.below_bucket(key));
+        match &self.url.endpoint {
+            Some(endpoint) => format!("{path} at {endpoint}"),
+            None => path,
+        }
+    }
+
     fn facts(&self) -> Facts {
         let guard = *self.guard.lock().unwrap_or_else(PoisonError::into_inner);
         let keeper = self.session.keeper();

@@ -205,7 +205,8 @@ fn classify(status: u16, code: &str) -> (Class, Option<&'static str>) {
     match (status, code) {
         (404, "NoSuchBucket") => (Class::Permanent, Some("Create the bucket, or mend its name in archiver.storage.")),
         (404, "" | "NoSuchKey" | "NotFound") => (Class::NotThere, None),
-        (412, _) => (Class::AlreadyThere, None),
+        // Cloudflare's word for a key that a lock rule covers; who put it there is for the duplicate rule to say.
+        (412, _) | (403, "ObjectLockedByBucketPolicy") => (Class::AlreadyThere, None),
         (409, "ConditionalRequestConflict" | "OperationAborted") => (Class::Transient, None),
         (301 | 307, _) | (400, "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException") => {
             (Class::Permanent, Some(REGION))
@@ -232,7 +233,7 @@ fn classify(status: u16, code: &str) -> (Class, Option<&'static str>) {
             Class::Refused,
             Some("Allow these credentials this request: the documentation of the storage lists what is needed."),
         ),
-        (429, _) | (503, _) => (Class::Throttled, None),
+        (429, _) | (503, _) | (400, "RequestRateLimitExceeded") => (Class::Throttled, None),
         (400, "RequestTimeout" | "BadDigest" | "XAmzContentSHA256Mismatch" | "IncompleteBody") => {
             (Class::Transient, None)
         }
