@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 #[derive(Debug, Default)]
 pub struct Pulse {
     beats: AtomicU64,
+    hurry: AtomicBool,
     stop: AtomicBool,
 }
 
 impl Pulse {
     /// A pulse that beats for nobody yet.
     pub const fn new() -> Self {
-        Pulse { beats: AtomicU64::new(0), stop: AtomicBool::new(false) }
+        Pulse { beats: AtomicU64::new(0), hurry: AtomicBool::new(false), stop: AtomicBool::new(false) }
     }
 
     /// Says that some work was done: a piece moved, the storage answered.
@@ -24,6 +25,16 @@ impl Pulse {
     /// How often it has beaten. Two equal answers: nothing moved in between.
     pub fn beats(&self) -> u64 {
         self.beats.load(Ordering::Relaxed)
+    }
+
+    /// Says whether time is short: what fails is better told soon than tried again for long.
+    pub fn hurry(&self, is_short_of_time: bool) {
+        self.hurry.store(is_short_of_time, Ordering::Relaxed);
+    }
+
+    /// Whether time is short.
+    pub fn is_hurried(&self) -> bool {
+        self.hurry.load(Ordering::Relaxed)
     }
 
     /// Asks all work to end at the next piece.

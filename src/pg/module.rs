@@ -169,12 +169,14 @@ impl Module {
         let mut beats = self.pulse.beats();
         let mut moved_at = Instant::now();
         let mut looked_at = Instant::now();
-        let (mut is_stopping, mut is_reloading) = (false, false);
+        // A server that was stopping a moment ago still is, unless it only waits for its sessions.
+        let (mut is_stopping, mut is_reloading) = (self.pulse.is_hurried() && server_is_stopping(), false);
         loop {
             if !is_reloading && ffi::reload_is_pending() {
                 (is_reloading, moved_at) = (true, Instant::now());
             }
             let is_short_of_time = is_stopping || is_reloading;
+            self.pulse.hurry(is_short_of_time);
             let retry_at = match self.archiver.poll(!is_short_of_time) {
                 Answer::Stored(stored) => return Ok(stored),
                 Answer::Failed(error) => return Err(error),

@@ -124,6 +124,15 @@ fn a_store_that_stalls_for_ever_does_not_hold_up_a_stop() {
 }
 
 #[test]
+fn a_store_that_answers_503_for_ever_does_not_hold_up_a_stop() {
+    let site = Site::behind_proxy().archiving();
+    let proxy = site.proxy();
+    proxy.forget();
+    let storm = || proxy.inject(Rule::slow_down());
+    assert_stops_in_time("503", &site, storm, || proxy.count_all() > 1, || proxy.clear());
+}
+
+#[test]
 fn a_slow_store_is_drained_by_a_stop() {
     let site = Site::behind_proxy().archiving();
     let (cluster, proxy) = (&site.cluster, site.proxy());

@@ -27,6 +27,8 @@ use tokio::sync::mpsc;
 /// so that many who were turned away together do not come back together.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long one call may try while time is short, since the server stops or a reload waits.
+const HURRIED_RETRY_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a wait looks whether it is to end.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// A page of a listing, with room to spare; every other answer is far smaller.
@@ -319,7 +321,7 @@ impl Session {
             if trouble.concerns_connection() {
                 self.renew_client(number);
             }
-            if !trouble.is_passing() || elapsed + pause >= self.peer.retry_timeout || self.pulse.is_stopped() {
+            if !trouble.is_passing() || elapsed + pause >= self.retry_timeout() || self.pulse.is_stopped() {
                 let request = format!("{} {}", call.method, plain_url(&call.url));
                 let circumstances = Circumstances { request, credentials: source, attempts, elapsed };
                 return Err(trouble.in_circumstances(circumstances));
@@ -330,10 +332,15 @@ impl Session {
         }
     }
 
-    /// Ends early when the archiver stops.
+    fn retry_timeout(&self) -> Duration {
+        let all = self.peer.retry_timeout;
+        if self.pulse.is_hurried() { all.min(HURRIED_RETRY_TIMEOUT) } else { all }
+    }
+
+    /// Ends early when the archiver stops, and a long one when time gets short.
     fn sleep(&self, pause: Duration) {
         let end = Instant::now() + pause;
-        while !self.pulse.is_stopped() {
+        while !self.pulse.is_stopped() && pause < self.retry_timeout() {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
