@@ -288,6 +288,7 @@ impl Module {
         self.state.put_ms_p50 = totals.percentile_ms(50);
         self.state.put_ms_p99 = totals.percentile_ms(99);
         if let Some(facts) = self.archiver.store_facts() {
+            self.state.retries += facts.retries;
             self.state.create_only = Some(facts.create_only.to_string());
             self.state.credential_source = facts.credentials.map(|credentials| credentials.source);
         }

@@ -256,6 +256,7 @@ fn a_store_that_is_asked_too_much_is_asked_again() {
     proxy.inject(Rule::s3_error(500, "InternalError", "oh").times(2));
     assert_eq!(store.list("", None, 10).map(|_| ()), Ok(()));
     assert_eq!(proxy.count_all(), 4 + 2 + 3);
+    assert_eq!(store.facts().retries, 3 + 1 + 2);
 }
 
 #[test]

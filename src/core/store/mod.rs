@@ -55,7 +55,7 @@ pub trait Store: Send + Sync {
 
     /// What is known of the store itself, without asking it anything.
     fn facts(&self) -> Facts {
-        Facts { create_only: "conditional", credentials: None, credential_failure: None }
+        Facts { create_only: "conditional", credentials: None, credential_failure: None, retries: 0 }
     }
 
     /// Fails where it is known beforehand that no call can succeed: where there are no credentials.
@@ -74,6 +74,8 @@ pub struct Facts {
     pub credentials: Option<CredentialFacts>,
     /// Why the last try to replace them failed, if it did.
     pub credential_failure: Option<Error>,
+    /// How many requests were made anew.
+    pub retries: u64,
 }
 
 /// Where credentials came from. Never what they are.

@@ -629,6 +629,7 @@ impl Store for S3Store {
                 .known()
                 .map(|(source, expires)| CredentialFacts { source: source.to_string(), expires }),
             credential_failure: keeper.last_failure(),
+            retries: self.session.retries(),
         }
     }
 

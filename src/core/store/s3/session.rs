@@ -68,6 +68,7 @@ pub struct Session {
     keeper: Keeper,
     pulse: Arc<Pulse>,
     client: Mutex<NumberedClient>,
+    retries: AtomicU64,
 }
 
 /// A client and its connections; a failed connection makes way for a new one.
@@ -170,7 +171,7 @@ impl Session {
     /// A session with that store. Nothing is sent yet.
     pub fn open(background: Background, peer: Peer, keeper: Keeper, pulse: Arc<Pulse>) -> Result<Self> {
         let client = NumberedClient { number: 0, client: make_client(&peer)? };
-        Ok(Session { background, peer, keeper, pulse, client: Mutex::new(client) })
+        Ok(Session { background, peer, keeper, pulse, client: Mutex::new(client), retries: AtomicU64::new(0) })
     }
 
     /// Whom it talks to.
@@ -181,6 +182,11 @@ impl Session {
     /// Where the credentials come from.
     pub fn keeper(&self) -> &Keeper {
         &self.keeper
+    }
+
+    /// How many requests were made anew.
+    pub fn retries(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
     }
 
     /// Fetches credentials, unless there are any.
@@ -297,6 +303,9 @@ impl Session {
         let (mut may_be_done, mut had_other_credentials) = (false, false);
         loop {
             let number = self.client().number;
+            if attempts > 1 {
+                self.retries.fetch_add(1, Ordering::Relaxed);
+            }
             let Failure { mut trouble, credentials } = match once() {
                 Ok(done) => return Ok(done),
                 Err(failure) => failure,
