@@ -233,11 +233,17 @@ impl Bucket {
     /// Every key that begins so.
     #[track_caller]
     pub fn list(&self, prefix: &str) -> Vec<String> {
+        self.etags(prefix).into_iter().map(|(key, _)| key).collect()
+    }
+
+    /// Every key that begins so, with the ETag of its object.
+    #[track_caller]
+    pub fn etags(&self, prefix: &str) -> Vec<(String, String)> {
         let mut keys = Vec::new();
         let mut page = self.list_page(prefix);
         loop {
             assert_eq!(page.status, 200, "list {}: {}", self.name, page.text());
-            keys.extend(elements(&page.text(), "Key"));
+            keys.extend(elements(&page.text(), "Key").into_iter().zip(elements(&page.text(), "ETag")));
             let Some(token) = elements(&page.text(), "NextContinuationToken").into_iter().next() else { return keys };
             let (token, prefix) = (encode(&token, ""), encode(prefix, ""));
             let path = format!("/{}?continuation-token={token}&list-type=2&prefix={prefix}", self.name);

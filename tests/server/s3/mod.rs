@@ -2,8 +2,9 @@
 
 mod archiving;
 mod outages;
+mod races;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, has_equal_content, text};
 use archiver_tests::fault_proxy::FaultProxy;
 use archiver_tests::s3_server::{Bucket, S3Server};
 use std::collections::BTreeMap;
@@ -112,5 +113,14 @@ impl Site {
             assert!(stored.contains_key(name), "{name} is not stored");
         }
         self.cluster.assert_done_files_restore_equal()
+    }
+
+    /// Whether the stored file of that name is that cluster's own.
+    #[track_caller]
+    pub fn holds_file_of(&self, cluster: &Cluster, name: &str) -> bool {
+        let copy = cluster.path("compared");
+        let output = cluster.restore(name, &copy);
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", text(&output.stderr));
+        has_equal_content(&copy, &cluster.pg_wal(name))
     }
 }
