@@ -5,7 +5,7 @@ use crate::cluster::{Cluster, Stop, figure, has_equal_content, text};
 use crate::recovery::{pgbench_checksums, pgbench_until_waiting, wait_for_end_of_recovery};
 use nix::sys::signal::{Signal, kill};
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const MISSING: &str = "0000000100000000000000FF";
 const DESTINATION: &str = "pg_wal/RECOVERYXLOG";
@@ -125,4 +125,33 @@ fn a_missing_object_is_told_only_where_the_archive_itself_was_seen() {
         assert_eq!(restore(cluster, &[], &name).0, Some(0));
         assert_eq!(restore(cluster, &[], MISSING).0, Some(1));
     }
+}
+
+/// `ARCHIVER_TEST_S3_DRAIN=64` for the whole.
+#[test]
+fn a_backlog_drains_through_a_network_with_latency() {
+    let segments = figure("ARCHIVER_TEST_S3_DRAIN", 16);
+    let site = Site::behind_proxy(1).archiving();
+    let (cluster, proxy) = (&site.cluster, site.proxy());
+    for (latency_ms, read_ahead) in [(0, "16"), (40, "16"), (40, "0")] {
+        cluster.set("archiver.read_ahead", read_ahead);
+        cluster.restart();
+        proxy.set_latency(Duration::ZERO);
+        cluster.write_segments(1);
+        cluster.drain();
+        let archiver = cluster.running_archiver();
+        kill(archiver, Signal::SIGSTOP).expect("stop the archiver");
+        cluster.write_segments(segments);
+        proxy.set_latency(Duration::from_millis(latency_ms));
+        proxy.forget();
+        kill(archiver, Signal::SIGCONT).expect("let the archiver go on");
+        let began = Instant::now();
+        cluster.drain();
+        println!(
+            "{segments} segments of 1 MB, {latency_ms} ms a request, read_ahead {read_ahead}: drained in {:.2} s, {} requests",
+            began.elapsed().as_secs_f64(),
+            proxy.count_all()
+        );
+    }
+    assert!(site.assert_complete() >= 3 * segments as usize);
 }

@@ -1,6 +1,7 @@
 //! Real clusters that archive to S3. `scripts/with-s3.sh ceph` runs the gateway beside them.
 
 mod archiving;
+mod looking;
 mod outages;
 mod races;
 
@@ -28,11 +29,11 @@ impl Site {
         Self::of(Cluster::new(segment_mb), S3Server::ceph().new_bucket(), None)
     }
 
-    /// The gateway is talked to through a proxy that can be told to go wrong. Segments are of 1 MB.
-    pub fn behind_proxy() -> Self {
+    /// The gateway is talked to through a proxy that can be told to go wrong.
+    pub fn behind_proxy(segment_mb: u32) -> Self {
         let server = S3Server::ceph_without_tls();
         let proxy = FaultProxy::before(&server.endpoint);
-        Self::of(Cluster::new(1), server.new_bucket(), Some(proxy))
+        Self::of(Cluster::new(segment_mb), server.new_bucket(), Some(proxy))
     }
 
     fn of(cluster: Cluster, bucket: Bucket, proxy: Option<FaultProxy>) -> Self {

@@ -25,7 +25,7 @@ fn assert_survived(site: &Site, archiver: nix::unistd::Pid) {
 #[test]
 fn a_storm_of_503_costs_time_and_nothing_else() {
     let lasting = Duration::from_secs(figure("ARCHIVER_TEST_S3_STORM", 5).into());
-    let site = Site::behind_proxy().archiving();
+    let site = Site::behind_proxy(1).archiving();
     let (cluster, proxy) = (&site.cluster, site.proxy());
     let archiver = cluster.running_archiver();
     proxy.forget();
@@ -45,7 +45,7 @@ fn a_storm_of_503_costs_time_and_nothing_else() {
 
 #[test]
 fn connections_that_are_cut_in_mid_body_cost_nothing_but_time() {
-    let site = Site::behind_proxy().archiving();
+    let site = Site::behind_proxy(1).archiving();
     let (cluster, proxy) = (&site.cluster, site.proxy());
     let archiver = cluster.running_archiver();
     let segments = |fault: Fault| Rule::from(fault).method("PUT").target("/wals/");
@@ -67,7 +67,7 @@ fn connections_that_are_cut_in_mid_body_cost_nothing_but_time() {
 
 #[test]
 fn requests_that_stall_are_given_up_and_tried_again() {
-    let site = Site::behind_proxy().with("archiver.attempt_timeout", "1s").archiving();
+    let site = Site::behind_proxy(1).with("archiver.attempt_timeout", "1s").archiving();
     let (cluster, proxy) = (&site.cluster, site.proxy());
     let archiver = cluster.running_archiver();
     for fault in [Fault::StallRequest(0), Fault::StallRequest(10_000), Fault::StallResponse(0)] {
@@ -107,7 +107,7 @@ fn assert_stops_in_time(
 
 #[test]
 fn a_store_that_refuses_connections_does_not_hold_up_a_stop() {
-    let site = Site::behind_proxy().archiving();
+    let site = Site::behind_proxy(1).archiving();
     let proxy = site.proxy();
     let in_flight = || site.cluster.psql("SELECT in_flight > 0 FROM archiver.status") == "t";
     assert_stops_in_time("refused", &site, || proxy.refuse(true), in_flight, || proxy.refuse(false));
@@ -115,7 +115,7 @@ fn a_store_that_refuses_connections_does_not_hold_up_a_stop() {
 
 #[test]
 fn a_store_that_stalls_for_ever_does_not_hold_up_a_stop() {
-    let site = Site::behind_proxy().archiving();
+    let site = Site::behind_proxy(1).archiving();
     let proxy = site.proxy();
     let stall = || proxy.inject(Fault::StallRequest(0));
     assert_stops_in_time("stalled", &site, stall, || proxy.stalled() > 0, || proxy.clear());
@@ -125,7 +125,7 @@ fn a_store_that_stalls_for_ever_does_not_hold_up_a_stop() {
 
 #[test]
 fn a_store_that_answers_503_for_ever_does_not_hold_up_a_stop() {
-    let site = Site::behind_proxy().archiving();
+    let site = Site::behind_proxy(1).archiving();
     let proxy = site.proxy();
     proxy.forget();
     let storm = || proxy.inject(Rule::slow_down());
@@ -134,7 +134,7 @@ fn a_store_that_answers_503_for_ever_does_not_hold_up_a_stop() {
 
 #[test]
 fn a_slow_store_is_drained_by_a_stop() {
-    let site = Site::behind_proxy().archiving();
+    let site = Site::behind_proxy(1).archiving();
     let (cluster, proxy) = (&site.cluster, site.proxy());
     proxy.set_latency(Duration::from_millis(300));
     cluster.write_backlog(20);
@@ -150,7 +150,7 @@ fn a_slow_store_is_drained_by_a_stop() {
 #[test]
 fn an_outage_does_not_hold_up_drop_database() {
     let drops = figure("ARCHIVER_TEST_S3_DROPS", 5);
-    let site = Site::behind_proxy().archiving();
+    let site = Site::behind_proxy(1).archiving();
     let (cluster, proxy) = (&site.cluster, site.proxy());
     for number in 0..drops {
         cluster.psql(&format!("CREATE DATABASE d{number}"));
