@@ -4,6 +4,7 @@ mod archiving;
 mod looking;
 mod outages;
 mod races;
+mod settings;
 
 use crate::cluster::{Cluster, has_equal_content, text};
 use archiver_tests::fault_proxy::FaultProxy;

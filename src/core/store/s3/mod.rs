@@ -22,7 +22,7 @@ use bytes::Bytes;
 use credentials::{Chain, Keeper};
 use md5::Md5;
 use reqwest::header::{
-    CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LAST_MODIFIED,
+    CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LAST_MODIFIED, RANGE,
 };
 use reqwest::{Method, Url};
 use s3::Region;
@@ -403,7 +403,21 @@ impl S3Store {
         match self.session.call(&self.object_call(Method::HEAD, key)?) {
             Ok(answer) => Ok(Some(answer.headers)),
             Err(trouble) if trouble.class == Class::NotThere => Ok(None),
-            Err(trouble) => Err(trouble.into()),
+            Err(trouble) => Err(self.explained(key, trouble).into()),
+        }
+    }
+
+    /// What the store says of a refused HEAD, whose answer has no body to say it in: by a GET of as little as can be.
+    fn explained(&self, key: &str, trouble: Box<Trouble>) -> Box<Trouble> {
+        let is_told = !trouble.code.is_empty() || !matches!(trouble.status, Some(400 | 401 | 403));
+        let asked = self.object_call(Method::GET, key).map(|mut call| {
+            call.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
+            call
+        });
+        let Some(call) = asked.ok().filter(|_| !is_told) else { return trouble };
+        match self.session.call(&call) {
+            Err(told) if matches!(told.status, Some(400 | 401 | 403)) => told,
+            _ => trouble,
         }
     }
 
