@@ -16,3 +16,17 @@ pub fn start_writeback(file: &File, offset: u64, length: u64) {
 /// Nothing to do where the kernel has no such call.
 #[cfg(not(target_os = "linux"))]
 pub fn start_writeback(_file: &File, _offset: u64, _length: u64) {}
+
+/// From this size on, buffers are mapped from the kernel one by one, and go back to it at their end.
+///
+/// Left to itself the C library (mallopt(3), `M_MMAP_THRESHOLD`) raises that bound with each large buffer that is freed;
+/// the next ones lie in an arena for each thread, which keeps what was freed in it.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub fn map_buffers_from(bytes: i32) {
+    // SAFETY: the call sets one number of the allocator's, under its lock, and touches no memory of ours.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, bytes) };
+}
+
+/// Nothing to do where the allocator is another one.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub fn map_buffers_from(_bytes: i32) {}

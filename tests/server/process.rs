@@ -5,10 +5,10 @@ use nix::unistd::Pid;
 use std::fs;
 
 /// All 64 signals but SIGKILL and SIGSTOP, and the two that the C library keeps for itself.
-const ALL_SIGNALS: u64 = !(1 << 8 | 1 << 18 | 1 << 31 | 1 << 32);
+pub const ALL_SIGNALS: u64 = !(1 << 8 | 1 << 18 | 1 << 31 | 1 << 32);
 
 /// Names of the process's threads with the signals each has blocked.
-fn threads(pid: Pid) -> Vec<(String, u64)> {
+pub fn threads(pid: Pid) -> Vec<(String, u64)> {
     let of_task = |task: fs::DirEntry| {
         let status = fs::read_to_string(task.path().join("status")).ok()?;
         let field =

@@ -10,6 +10,7 @@ use super::{Archive, StoredFile};
 use crate::error::{Error, Kind, Result};
 use crate::pulse::Pulse;
 use crate::store::Facts;
+use crate::sys::map_buffers_from;
 use crate::threads::with_signals_blocked;
 use crate::wal::WalName;
 use std::collections::BTreeMap;
@@ -27,6 +28,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const LOOK_AHEAD_INTERVAL: Duration = Duration::from_secs(1);
 /// How many of the newest store times are kept for percentiles.
 const MOST_TIMES: usize = 1024;
+/// Sources and bodies of this size go back to the kernel when they are done with, lest threads hoard what others need:
+/// `memory_limit` counts what is in use.
+const LARGE_BUFFER_BYTES: i32 = 1 << 20;
 /// Threads at most, those included that hang in a storage that was configured before.
 const MOST_WORKERS: usize = 256;
 
@@ -170,6 +174,7 @@ impl Shared {
 impl Archiver {
     /// An archiver without threads or work yet. Workers call `waker`; the work beats `pulse`.
     pub fn new(waker: Waker, pulse: Arc<Pulse>) -> Self {
+        map_buffers_from(LARGE_BUFFER_BYTES);
         let shared = Shared { state: Mutex::default(), work: Condvar::new(), ended: Condvar::new(), waker, pulse };
         Archiver {
             shared: Arc::new(shared),

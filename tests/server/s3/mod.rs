@@ -3,6 +3,7 @@
 mod archiving;
 mod looking;
 mod outages;
+mod process;
 mod races;
 mod settings;
 
