@@ -15,7 +15,7 @@
 //! ```
 //! `queue`, `state` and `set_aside` tell what waits, how the archiver process stands, and what was set aside.
 //! `data_directory` tells whose WAL it is where no server does. `durable`, `owner` and `sys` are what the
-//! file-system rooms stand on, `pulse` and `threads` what works beside a thread that waits. Nothing here knows pgrx.
+//! file-system rooms stand on, `pulse`, `threads` and `single_flight` what works beside threads that wait. Nothing here knows pgrx.
 #![deny(unsafe_code)]
 
 pub mod archive;
@@ -40,6 +40,7 @@ pub mod report;
 pub mod restore;
 pub mod server_conf;
 pub mod set_aside;
+pub mod single_flight;
 pub mod state;
 pub mod store;
 pub mod sums;

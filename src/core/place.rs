@@ -164,12 +164,21 @@ impl Place {
         if self.layout.naming() == Naming::Plain {
             return Ok(None);
         }
-        for stored in self.formats_of(name)? {
+        let listed = self.formats_of(name)?;
+        for stored in &listed {
             if let Some(object) = self.store.get(&stored.key)? {
-                return Ok(Some((stored, object)));
+                return Ok(Some((stored.clone(), object)));
             }
         }
-        Ok(None)
+        match listed.first() {
+            None => Ok(None),
+            // Removed just now, or a store that is not at one with itself: no reason to say that it was never there.
+            Some(stored) => {
+                let location = self.store.location(&stored.key);
+                let message = format!("\"{location}\" is listed and cannot be read");
+                Err(Error::new(Kind::Storage, location, message).retry_if(true))
+            }
+        }
     }
 
     /// Every object of that name in cloud storage.

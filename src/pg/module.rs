@@ -318,7 +318,7 @@ impl Drop for ConsumedLatch {
 fn stalled(patience: Duration) -> Error {
     let seconds = patience.as_secs();
     Error::new(Kind::Storage, "storage", format!("the storage did not answer for {seconds} s"))
-        .hint("The file is tried again by itself. Is the file system of the archive reachable?")
+        .hint("The file is tried again by itself. Is the storage of the archive reachable?")
 }
 
 /// Whether somebody has asked the server to stop; a smart stop says so while sessions still run.

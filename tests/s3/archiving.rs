@@ -218,7 +218,7 @@ fn the_whole_segment_comes_before_its_partial_in_every_format() {
         half[200_000..].fill(0);
         archive_file(&site.archive(), &site.offer(&partial, &half)).unwrap();
         assert!(fetch(&site, &name, true).unwrap().1 == half, "{compression}: nothing better is there");
-        assert_eq!(fetch(&site, &name, false).unwrap_err().kind(), Kind::NotFound);
+        assert_eq!(fetch(&site, &name, false).map(|_| ()).unwrap_err().kind(), Kind::NotFound);
         archive_file(&site.archive(), &site.offer_segment(3)).unwrap();
         for asked in ["zstd", "none", "gzip"] {
             site.set(Setting::Compression, asked);
@@ -232,19 +232,19 @@ fn not_found_is_said_only_where_the_archive_was_seen() {
     let bucket = S3Server::ceph().new_bucket();
     let (_directory, site) = site_in(&bucket, "");
     let name = site.name(7);
-    let error = fetch(&site, &name, false).unwrap_err();
+    let error = fetch(&site, &name, false).map(|_| ()).unwrap_err();
     assert_eq!(error.kind(), Kind::Identity, "nothing is there: {error:?}");
     archive_file(&site.archive(), &site.offer_segment(1)).unwrap();
-    assert_eq!(fetch(&site, &name, false).unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(fetch(&site, &name, false).map(|_| ()).unwrap_err().kind(), Kind::NotFound);
     let missing = Bucket { name: "no-such-bucket".into(), ..bucket.clone() };
     for (other, kind) in [(missing, Kind::Storage), (bucket.as_user("OTHER"), Kind::Storage)] {
         let (_directory, elsewhere) = site_in(&other, "");
-        let error = fetch(&elsewhere, &name, false).unwrap_err();
+        let error = fetch(&elsewhere, &name, false).map(|_| ()).unwrap_err();
         assert_eq!(error.kind(), kind, "{error:?}");
     }
     let mut other_cluster = site_in(&bucket, "");
     other_cluster.1.cluster.system_identifier += 1;
-    assert_eq!(fetch(&other_cluster.1, &name, false).unwrap_err().kind(), Kind::Identity);
+    assert_eq!(fetch(&other_cluster.1, &name, false).map(|_| ()).unwrap_err().kind(), Kind::Identity);
 }
 
 #[test]
@@ -262,9 +262,25 @@ fn a_damaged_object_is_refused_by_its_hash() {
     let mut damaged = site.content(&file.name);
     damaged[700_000] ^= 4;
     bucket.put(&key, &damaged, &headers);
-    let error = fetch(&site, &file.name, false).unwrap_err();
+    let error = fetch(&site, &file.name, false).map(|_| ()).unwrap_err();
     assert_eq!(error.kind(), Kind::Damaged);
     assert!(error.message().contains("blake3:"), "{error:?}");
+}
+
+#[test]
+fn a_torn_copy_is_not_taken_for_the_file_that_its_metadata_tells_of() {
+    let bucket = S3Server::ceph().new_bucket();
+    let (_directory, site) = site_in(&bucket, "");
+    let file = site.offer_segment(1);
+    archive_file(&site.archive(), &file).unwrap();
+    let key = format!("some/place/main/wals/0000000100000000/{}.zst", file.name);
+    let whole = bucket.get(&key, &[]);
+    let names = ["x-amz-meta-archiver-blake3", "x-amz-meta-archiver-size", "x-amz-meta-archiver-stored-size"];
+    let told = names.map(|name| (name, whole.header(name).unwrap()));
+    bucket.put(&key, &whole.body[..whole.body.len() / 2], &told);
+    let error = archive_file(&site.archive(), &file).map(|_| ()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Damaged, "{error:?}");
+    assert_eq!(fetch(&site, &file.name, false).map(|_| ()).unwrap_err().kind(), Kind::Damaged);
 }
 
 #[test]

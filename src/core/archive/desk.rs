@@ -84,7 +84,18 @@ impl Desks {
         let bytes = body.len() as u64;
         let is_full = |state: &State| state.bodies_bytes > 0 && state.bodies_bytes + bytes > self.room_bytes;
         self.wait(pulse, is_full)?.bodies_bytes += bytes;
-        Ok(KeptBody { desks: self, body: Bytes::copy_from_slice(body) })
+        let mut kept = KeptBody { desks: self, body: Bytes::new(), bytes };
+        let mut copy = Vec::new();
+        // Memory that is refused must not end the process.
+        copy.try_reserve_exact(body.len()).map_err(|_| {
+            let message = format!("could not get {bytes} bytes of memory");
+            Error::new(Kind::Storage, "memory", message)
+                .hint("Lower archiver.read_ahead or archiver.memory_limit, or give the server more memory.")
+                .retry_if(true)
+        })?;
+        copy.extend_from_slice(body);
+        kept.body = Bytes::from(copy);
+        Ok(kept)
     }
 
     fn wait(&self, pulse: &Pulse, is_to_wait: impl Fn(&State) -> bool) -> Result<MutexGuard<'_, State>> {
@@ -141,11 +152,12 @@ pub struct KeptBody<'a> {
     desks: &'a Desks,
     /// The body.
     pub body: Bytes,
+    bytes: u64,
 }
 
 impl Drop for KeptBody<'_> {
     fn drop(&mut self) {
-        self.desks.lock().bodies_bytes -= self.body.len() as u64;
+        self.desks.lock().bodies_bytes -= self.bytes;
         self.desks.changed.notify_all();
     }
 }

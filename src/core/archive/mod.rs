@@ -21,6 +21,7 @@ use crate::hash::{Content, Hash};
 use crate::identity::{Cluster, Identity, Marker, foreign_archive, vanished_archive};
 use crate::place::Place;
 use crate::pulse::{Beating, Pulse};
+use crate::single_flight::SingleFlight;
 use crate::store::{Attributes, Body, Facts, Put};
 use crate::sums::Sum;
 use crate::wal::{LongPageHeader, WalName};
@@ -32,7 +33,7 @@ use source::Source;
 use std::fs::{self, Metadata};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// An archive to write to: one place, for one cluster, under one configuration.
@@ -43,7 +44,7 @@ pub struct Archive {
     cluster: Cluster,
     marker: Option<Marker>,
     pulse: Arc<Pulse>,
-    confirmed_identity: Mutex<Option<Confirmed>>,
+    confirmed_identity: SingleFlight<Option<Confirmed>>,
     siblings: Siblings,
     desks: Desks,
 }
@@ -110,7 +111,7 @@ impl Archive {
             cluster,
             marker,
             pulse,
-            confirmed_identity: Mutex::default(),
+            confirmed_identity: SingleFlight::default(),
             siblings: Siblings::default(),
         })
     }
@@ -203,7 +204,10 @@ impl Archive {
             None => self.put(place, &key, file, &source, desk)?,
         };
         let (stored_size, compression, modified, created) = match put {
-            Put::Created { stored_size } => (stored_size, compression, source.modified, true),
+            Put::Created { stored_size } => {
+                self.siblings.add(place, &file.name, &key);
+                (stored_size, compression, source.modified, true)
+            }
             Put::AlreadyExists => {
                 let compared = duplicate::compare(place, &file.name, &key, &content, &self.pulse);
                 let same = compared.inspect_err(|_| self.siblings.forget())?;
@@ -307,16 +311,19 @@ impl Archive {
     /// Makes sure that the archive is this cluster's, and still there: one look at the identity file where nothing
     /// changed. The first time it is made where there is none and the place is new.
     fn confirm_identity(&self, place: &Place) -> Result<()> {
-        let mut confirmed = self.confirmed_identity.lock().unwrap_or_else(PoisonError::into_inner);
+        self.confirmed_identity.with(|confirmed| self.confirm_identity_once(place, confirmed))
+    }
+
+    fn confirm_identity_once(&self, place: &Place, confirmed: &mut Option<Confirmed>) -> Result<()> {
         // A directory may be unmounted between two files; a bucket that is gone says so with the next put.
-        if let (Some(known), None) = (&*confirmed, &place.records)
+        if let (Some(known), None) = (confirmed.as_ref(), &place.records)
             && known.at.elapsed() < CONFIRM_INTERVAL
         {
             return Ok(());
         }
         let key = place.layout.identity_key();
         let standing = place.store.head(&key)?;
-        if let (Some(meta), Some(known)) = (&standing, &mut *confirmed)
+        if let (Some(meta), Some(known)) = (&standing, confirmed.as_mut())
             && meta.version == known.version
         {
             known.at = Instant::now();

@@ -4,15 +4,15 @@
 use crate::error::Result;
 use crate::layout::Naming;
 use crate::place::Place;
+use crate::single_flight::SingleFlight;
 use crate::wal::WalName;
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
 
-/// What lay in a hash directory when its first file was stored: one listing, and none for the files after it. What is
-/// stored since then has the key that a put would find.
+/// What lay in a hash directory when its first file was stored: one listing, and none for the files after it. What
+/// this archive stores since then is added; what somebody else stores meanwhile in another format is not seen.
 #[derive(Default)]
 pub struct Siblings {
-    folders: Mutex<VecDeque<Folder>>,
+    folders: SingleFlight<VecDeque<Folder>>,
 }
 
 struct Folder {
@@ -37,20 +37,36 @@ impl Siblings {
             return Ok(place.find(name)?.map(|stored| stored.key).filter(|key| key != wanted));
         }
         let key = place.layout.wal_folder(name);
-        // Held during the listing: all who wait want the same one.
-        let mut folders = self.folders.lock().unwrap_or_else(PoisonError::into_inner);
-        if !folders.iter().any(|folder| folder.key == key) {
-            folders.push_front(Folder { stored: list(place, &key)?, key: key.clone() });
-            folders.truncate(MOST_FOLDERS);
-        }
-        let folder = folders.iter().find(|folder| folder.key == key);
-        let stored = folder.and_then(|folder| folder.stored.get(name));
-        Ok(stored.and_then(|keys| keys.iter().find(|key| *key != wanted)).cloned())
+        self.folders.with(|folders| {
+            if !folders.iter().any(|folder| folder.key == key) {
+                folders.push_front(Folder { stored: list(place, &key)?, key: key.clone() });
+                folders.truncate(MOST_FOLDERS);
+            }
+            let folder = folders.iter().find(|folder| folder.key == key);
+            let stored = folder.and_then(|folder| folder.stored.get(name));
+            Ok(stored.and_then(|keys| keys.iter().find(|key| *key != wanted)).cloned())
+        })
+    }
+
+    /// Takes notice of a file that was stored since.
+    pub fn add(&self, place: &Place, name: &WalName, key: &str) {
+        let folder_key = place.layout.wal_folder(name);
+        let added = self.folders.with(|folders| {
+            if let Some(folder) = folders.iter_mut().find(|folder| folder.key == folder_key) {
+                folder.stored.entry(*name).or_default().push(key.to_string());
+            }
+            Ok(())
+        });
+        // A failure would be one of listing, after which the folder is not known anyway.
+        drop(added);
     }
 
     /// Lists anew from now on: what was listed has been removed meanwhile.
     pub fn forget(&self) {
-        self.folders.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        drop(self.folders.with(|folders| {
+            folders.clear();
+            Ok(())
+        }));
     }
 }
 

@@ -33,6 +33,7 @@ pub enum BadUrl {
     Path,
     Fragment,
     Bucket,
+    CapitalInHost,
     Parameter { name: String, known: &'static str },
     Value { parameter: String, value: String, rule: &'static str },
 }
@@ -44,6 +45,12 @@ impl fmt::Display for BadUrl {
             BadUrl::Scheme(scheme) => write!(f, "The scheme {scheme} is not known; known are file and s3"),
             BadUrl::HoldsSecret => write!(f, "It holds a user name, a password or a key"),
             BadUrl::Host => write!(f, "A file URL takes no host: write three slashes, as in file:///srv/wal"),
+            BadUrl::CapitalInHost => {
+                write!(
+                    f,
+                    "A bucket with capital letters is no host name: write it in lower-case, or give addressing=path"
+                )
+            }
             BadUrl::Bucket => {
                 write!(f, "The bucket must be letters, digits, dots, hyphens and underscores, as in s3://bucket/prefix")
             }
@@ -60,7 +67,8 @@ impl fmt::Display for BadUrl {
 /// Names of parameters that would carry a secret.
 fn names_a_secret(parameter: &str) -> bool {
     let parameter = parameter.to_ascii_lowercase();
-    ["password", "secret", "token", "access_key", "passphrase"].iter().any(|word| parameter.contains(word))
+    parameter != "sse_kms_key_id"
+        && ["pass", "pwd", "secret", "token", "key"].iter().any(|word| parameter.contains(word))
 }
 
 impl StorageUrl {
@@ -70,8 +78,7 @@ impl StorageUrl {
         let authority = text.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or(""));
         let query = text.split_once('?').map_or("", |(_, query)| query);
         let mut parameters = ::url::form_urlencoded::parse(query.as_bytes());
-        let holds_secret =
-            |name: &str, value: &str| names_a_secret(name) || value.contains("://") && value.contains('@');
+        let holds_secret = |name: &str, value: &str| names_a_secret(name) || name == "endpoint" && value.contains('@');
         if authority.contains('@') || parameters.any(|(name, value)| holds_secret(&name, &value)) {
             return Err(BadUrl::HoldsSecret);
         }
@@ -179,6 +186,7 @@ mod tests {
             ("s3:///x", "bucket"),
             ("s3://bucket:80/x", "bucket"),
             ("s3://buck%20et/x", ""),
+            ("s3://Bucket/x", "lower-case"),
             ("s3://b/a//b", "path"),
             ("s3://b/a/%2e%2E/b", "path"),
             ("s3://b/x#y", "%23"),
@@ -201,6 +209,9 @@ mod tests {
         assert_eq!(s3("s3://b/x?secret_key=y"), Err(BadUrl::HoldsSecret));
         assert_eq!(s3("s3://b/x?access_key_id=y"), Err(BadUrl::HoldsSecret));
         assert_eq!(s3("s3://b/x?endpoint=https://user:password@host"), Err(BadUrl::HoldsSecret));
+        assert_eq!(s3("s3://b/x?endpoint=user:password@host:9000"), Err(BadUrl::HoldsSecret));
+        assert_eq!(s3("s3://b/x?accesskey=y"), Err(BadUrl::HoldsSecret));
+        assert_eq!(s3("s3://b/x?pwd=y"), Err(BadUrl::HoldsSecret));
     }
 
     #[test]

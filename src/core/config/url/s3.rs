@@ -82,17 +82,6 @@ pub enum CreateOnly {
     Head,
 }
 
-impl CreateOnly {
-    /// The word in the URL and in status.
-    pub fn word(self) -> &'static str {
-        match self {
-            CreateOnly::Auto => "auto",
-            CreateOnly::Conditional => "conditional",
-            CreateOnly::Head => "head",
-        }
-    }
-}
-
 const KNOWN: &str = "region, endpoint, addressing, profile, credentials_file, ca_file, storage_class, sse, sse_kms_key_id, \
      tags, checksum and create_only";
 /// S3's own bound.
@@ -211,6 +200,10 @@ impl S3Url {
         }
         let by_endpoint = if parsed.endpoint.is_some() { Addressing::Path } else { Addressing::Virtual };
         parsed.addressing = addressing.unwrap_or(by_endpoint);
+        // A host name would lose them, and lead to another bucket.
+        if parsed.addressing == Addressing::Virtual && parsed.bucket.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(BadUrl::CapitalInHost);
+        }
         Ok(parsed)
     }
 }

@@ -19,8 +19,9 @@ pub struct Background {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Names are resolved and files read on threads of their own, since both may hang.
-const MOST_BLOCKING_THREADS: usize = 4;
+/// Names are resolved and files read on threads of their own, since both may hang: one for each connection at once, and
+/// some for files. They end when they are idle.
+const MOST_BLOCKING_THREADS: usize = 68;
 
 impl Background {
     /// Starts the thread. The runtime is made inside it, so that the threads it makes have its signal mask.

@@ -15,12 +15,14 @@ use crate::config::{Addressing, ChecksumChoice, CreateOnly, S3Url, ServerSideEnc
 use crate::error::{Error, Kind, Result};
 use crate::hash::{Content, Hash};
 use crate::pulse::Pulse;
+use crate::single_flight::SingleFlight;
 use background::Background;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use credentials::{Chain, Keeper};
 use md5::Md5;
+use once_cell::sync::OnceCell;
 use reqwest::header::{
     CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LAST_MODIFIED, RANGE,
 };
@@ -41,6 +43,7 @@ use trouble::{Class, Trouble};
 const META_BLAKE3: HeaderName = HeaderName::from_static("x-amz-meta-archiver-blake3");
 const META_SIZE: HeaderName = HeaderName::from_static("x-amz-meta-archiver-size");
 const META_MODIFIED: HeaderName = HeaderName::from_static("x-amz-meta-archiver-modified");
+const META_STORED_SIZE: HeaderName = HeaderName::from_static("x-amz-meta-archiver-stored-size");
 const META_PUT: HeaderName = HeaderName::from_static("x-amz-meta-archiver-put");
 
 /// S3's own bound on a page and on one request to delete.
@@ -63,7 +66,9 @@ pub struct S3Store {
     url: S3Url,
     /// The key by which the store shows that it heeds the condition.
     probe_key: String,
-    guard: Mutex<Option<Guard>>,
+    /// Never waited for: what runs beside the requests looks at it.
+    guard: OnceCell<Guard>,
+    probing: SingleFlight<()>,
     checksum: Mutex<Checksum>,
 }
 
@@ -180,15 +185,16 @@ impl S3Store {
             ChecksumChoice::None => Checksum::None,
         };
         let guard = match url.create_only {
-            CreateOnly::Auto => None,
-            CreateOnly::Conditional => Some(Guard::Condition),
-            CreateOnly::Head => Some(Guard::Look),
+            CreateOnly::Auto => OnceCell::new(),
+            CreateOnly::Conditional => OnceCell::with_value(Guard::Condition),
+            CreateOnly::Head => OnceCell::with_value(Guard::Look),
         };
         Ok(S3Store {
             session: Arc::new(Session::open(background, peer, keeper, pulse)?),
             url: url.clone(),
             probe_key: probe_key.to_string(),
-            guard: Mutex::new(guard),
+            guard,
+            probing: SingleFlight::default(),
             checksum: Mutex::new(checksum),
         })
     }
@@ -218,10 +224,13 @@ impl S3Store {
 
     /// How objects are kept from being overwritten; the first time, the store has to show that it heeds the condition.
     fn guard(&self) -> Result<Guard> {
-        let mut guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = *guard {
-            return Ok(known);
+        match self.guard.get() {
+            Some(known) => Ok(*known),
+            None => self.probing.with(|()| self.guard.get_or_try_init(|| self.find_guard()).copied()),
         }
+    }
+
+    fn find_guard(&self) -> Result<Guard> {
         let overwrites = |how: &str| {
             let location = self.location(&self.probe_key);
             Error::new(Kind::Configuration, location.clone(), "the store would overwrite archived files")
@@ -237,10 +246,7 @@ impl S3Store {
             let attributes = Attributes { modified: SystemTime::now(), content: None };
             match self.put_guarded(&self.probe_key, Body::Bytes(body), &attributes, Guard::Condition) {
                 Ok(Put::Created { .. }) => {}
-                Ok(Put::AlreadyExists) => {
-                    *guard = Some(Guard::Condition);
-                    return Ok(Guard::Condition);
-                }
+                Ok(Put::AlreadyExists) => return Ok(Guard::Condition),
                 Err(PutFailure::Trouble(trouble)) if trouble.status == Some(501) => {
                     return Err(overwrites("is not implemented there"));
                 }
@@ -260,22 +266,26 @@ impl S3Store {
         if guard == Guard::Look && self.head(key)?.is_some() {
             return Ok(Put::AlreadyExists);
         }
-        let mut first_refusal = None;
+        let (mut first_refusal, mut checksum) = (None, *self.checksum.lock().unwrap_or_else(PoisonError::into_inner));
         loop {
-            let checksum = *self.checksum.lock().unwrap_or_else(PoisonError::into_inner);
             match self.put_with(key, &mut body, attributes, guard, checksum) {
                 Err(PutFailure::Trouble(trouble))
                     if self.url.checksum == ChecksumChoice::Auto && may_be_about_checksum(&trouble) =>
                 {
+                    let refusal = first_refusal.get_or_insert(trouble);
                     let Some(next) = checksum.fallback() else {
                         // It was not about that, then.
-                        *self.checksum.lock().unwrap_or_else(PoisonError::into_inner) = Checksum::Sha256;
-                        return Err(PutFailure::Trouble(first_refusal.unwrap_or(trouble)));
+                        return Err(PutFailure::Trouble(refusal.clone()));
                     };
-                    *self.checksum.lock().unwrap_or_else(PoisonError::into_inner) = next;
-                    first_refusal.get_or_insert(trouble);
+                    checksum = next;
                 }
-                other => return other,
+                Ok(put) => {
+                    if first_refusal.is_some() {
+                        *self.checksum.lock().unwrap_or_else(PoisonError::into_inner) = checksum;
+                    }
+                    return Ok(put);
+                }
+                failed => return failed,
             }
         }
     }
@@ -319,10 +329,15 @@ impl S3Store {
             }
         };
         match answer {
-            Ok(_) => Ok(Put::Created { stored_size: digests.length }),
+            Ok(answer) if answer.headers.contains_key(ETAG) => Ok(Put::Created { stored_size: digests.length }),
+            // Whatever answered that, it was no store that says what it keeps.
+            Ok(_) => Err(PutFailure::Trouble(Trouble::senseless("a put was answered without an ETag"))),
             Err(trouble) if trouble.class == Class::AlreadyThere => {
                 // An attempt whose answer was lost may have created it.
-                let is_ours = trouble.may_be_done && self.put_id(key)?.as_deref() == Some(&*put_id);
+                let is_ours = |headers: &HeaderMap| {
+                    text_of(headers, &META_PUT) == Some(&*put_id) && meta_of(headers).stored_size == digests.length
+                };
+                let is_ours = trouble.may_be_done && self.head_headers(key)?.as_ref().is_some_and(is_ours);
                 Ok(if is_ours { Put::Created { stored_size: digests.length } } else { Put::AlreadyExists })
             }
             Err(trouble) => Err(PutFailure::Trouble(trouble)),
@@ -390,13 +405,9 @@ impl S3Store {
         if let Some(content) = &attributes.content {
             add(META_BLAKE3, &content.hash.0.to_hex())?;
             add(META_SIZE, &content.size.to_string())?;
+            add(META_STORED_SIZE, &digests.length.to_string())?;
         }
         Ok(headers)
-    }
-
-    fn put_id(&self, key: &str) -> Result<Option<String>> {
-        let headers = self.head_headers(key)?;
-        Ok(headers.and_then(|headers| text_of(&headers, &META_PUT).map(str::to_string)))
     }
 
     fn head_headers(&self, key: &str) -> Result<Option<HeaderMap>> {
@@ -454,14 +465,13 @@ impl S3Store {
             let full = self.below_bucket(key);
             if let Some(refused) = result.errors.iter().find(|error| error.key == full) {
                 let (code, said) = (refused.code.as_str(), refused.message.as_str());
-                let status =
-                    if code == "AccessDenied" { reqwest::StatusCode::FORBIDDEN } else { reqwest::StatusCode::CONFLICT };
                 let message = format!("could not delete \"{}\": the store answered {code}", self.location(key));
                 let detail = format!("The store said: {}.", said.trim_end_matches('.'));
                 let error = Error::new(Kind::Storage, self.location(key), message).detail(detail);
-                return Err(match Trouble::of_answer(status, b"", None).class {
-                    Class::Refused => error.hint("Allow these credentials to delete there, if that is intended."),
-                    _ => error,
+                return Err(if code == "AccessDenied" {
+                    error.hint("Allow these credentials to delete there, if that is intended.")
+                } else {
+                    error
                 });
             }
             if result.deleted.iter().any(|deleted| deleted.key == full) {
@@ -527,9 +537,13 @@ fn meta_of(headers: &HeaderMap) -> Meta {
     let text = |name: &HeaderName| text_of(headers, name);
     let stored_at = text(&LAST_MODIFIED).and_then(|date| OffsetDateTime::parse(date, &Rfc2822).ok());
     let content = text(&META_SIZE).and_then(|size| size.parse().ok()).zip(text(&META_BLAKE3).and_then(Hash::from_hex));
+    let number = |name: &HeaderName| text(name).and_then(|number| number.parse::<u64>().ok());
+    let stored_size = number(&CONTENT_LENGTH).unwrap_or_default();
+    // What a faulty store kept of a torn body has the metadata of the whole one.
+    let content = content.filter(|_| number(&META_STORED_SIZE).is_none_or(|size| size == stored_size));
     let part = |name| text(name).unwrap_or_default();
     Meta {
-        stored_size: text(&CONTENT_LENGTH).and_then(|length| length.parse().ok()).unwrap_or_default(),
+        stored_size,
         modified: text(&META_MODIFIED)
             .and_then(parse_modified)
             .or(stored_at.map(SystemTime::from))
@@ -572,17 +586,26 @@ impl Store for S3Store {
         loop {
             let (page, is_truncated) = self.list_once(&prefix, after.as_deref(), most - found.len())?;
             let last = page.contents.last().map(|object| object.key.clone());
+            let senseless = |cause: &str| Err(Error::from(Trouble::senseless(cause)));
+            // Whatever a listing leaves out would be taken for absent; one that does not go on would never end.
+            if is_truncated && last.is_none() {
+                return senseless("a page of a listing is empty and not the last one");
+            }
+            if page.contents.first().is_some_and(|first| after.as_ref().is_some_and(|after| first.key <= *after)) {
+                return senseless("a listing does not begin where it was asked to");
+            }
             for object in page.contents {
                 let stored_at = OffsetDateTime::parse(&object.last_modified, &Rfc3339).map(SystemTime::from);
-                let Some(key) = object.key.strip_prefix(&above) else { continue };
+                let Some(key) = object.key.strip_prefix(&above).filter(|_| object.key.starts_with(&prefix)) else {
+                    return senseless("a listing holds keys that were not asked for");
+                };
                 found.push(Listed {
                     key: key.to_string(),
                     stored_size: object.size,
                     stored_at: stored_at.unwrap_or(SystemTime::UNIX_EPOCH),
                 });
             }
-            // A page that says there is more and holds nothing would go on for ever.
-            if !is_truncated || found.len() >= most || last.is_none() {
+            if !is_truncated || found.len() >= most {
                 found.truncate(most);
                 return Ok(found);
             }
@@ -602,10 +625,11 @@ impl Store for S3Store {
     }
 
     fn delete_all(&self, keys: &[String]) -> Vec<Result<()>> {
-        let one_by_one = |keys: &[String]| -> Vec<Result<()>> {
-            let delete = |key| self.session.call(&self.object_call(Method::DELETE, key)?).map_err(Error::from);
-            keys.iter().map(|key| delete(key).map(drop)).collect()
+        let delete = |key: &String| match self.session.call(&self.object_call(Method::DELETE, key)?) {
+            Err(trouble) if trouble.class != Class::NotThere => Err(trouble.into()),
+            _ => Ok(()),
         };
+        let one_by_one = |keys: &[String]| -> Vec<Result<()>> { keys.iter().map(delete).collect() };
         let batch = |keys: &[String]| match self.delete_batch(keys) {
             Ok(outcomes) => outcomes,
             // Some stores know no batches, or want them signed in ways of their own.
@@ -631,13 +655,12 @@ impl Store for S3Store {
     }
 
     fn facts(&self) -> Facts {
-        let guard = *self.guard.lock().unwrap_or_else(PoisonError::into_inner);
         let keeper = self.session.keeper();
         Facts {
-            create_only: match (guard, self.url.create_only) {
-                (Some(Guard::Look), _) => "head",
-                (Some(Guard::Condition), _) => "conditional",
-                (None, _) => "not yet shown",
+            create_only: match self.guard.get() {
+                Some(Guard::Look) => "head",
+                Some(Guard::Condition) => "conditional",
+                None => "not yet shown",
             },
             credentials: keeper
                 .known()

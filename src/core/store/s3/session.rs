@@ -29,6 +29,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How long one call may try while time is short, since the server stops or a reload waits.
 const HURRIED_RETRY_TIMEOUT: Duration = Duration::from_secs(1);
+/// No attempt is cut shorter for lack of time.
+const SHORTEST_ATTEMPT: Duration = Duration::from_secs(1);
 /// How often a wait looks whether it is to end.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// A page of a listing, with room to spare; every other answer is far smaller.
@@ -197,8 +199,8 @@ impl Session {
 
     /// Sends a request until it is answered, and reads the answer.
     pub fn call(&self, call: &Call) -> Outcome<Answer> {
-        self.retrying(call, || {
-            let (attempt, watch) = self.attempt(call, Content::Whole(call.body.clone()));
+        self.retrying(call, |timeout| {
+            let (attempt, watch) = self.attempt(call, Content::Whole(call.body.clone()), timeout);
             self.run(async move {
                 let response = attempt.send().await?;
                 let headers = response.headers().clone();
@@ -210,9 +212,9 @@ impl Session {
 
     /// Sends a request whose body is written meanwhile.
     pub fn call_streamed(&self, call: &Call, body: &mut Streamed<'_>) -> Outcome<Answer> {
-        self.retrying(call, || {
+        self.retrying(call, |timeout| {
             let (sender, receiver) = mpsc::channel(PIECES_IN_CHANNEL);
-            let (attempt, watch) = self.attempt(call, Content::Pieces { length: body.length, receiver });
+            let (attempt, watch) = self.attempt(call, Content::Pieces { length: body.length, receiver }, timeout);
             let (done, outcome) = std::sync::mpsc::channel();
             let mut out = PieceWriter::new(sender, watch.clone());
             self.background.spawn(async move {
@@ -230,7 +232,7 @@ impl Session {
                 out.give_up();
                 // Where the request ended first, writing failed for that reason.
                 if !out.is_cut_off {
-                    return Err(Trouble::beside(error_of_caller(error)).into());
+                    return Err(Trouble::of_caller(error_of_caller(error)).into());
                 }
             }
             drop(out);
@@ -240,7 +242,7 @@ impl Session {
 
     /// Opens an object for reading. Its body survives lost connections.
     pub fn open_object(self: &Arc<Self>, call: &Call) -> Outcome<(HeaderMap, ObjectReader)> {
-        let (headers, receiver) = self.retrying(call, || self.open_once(call))?;
+        let (headers, receiver) = self.retrying(call, |timeout| self.open_once(call, timeout))?;
         let reader = ObjectReader {
             session: Arc::clone(self),
             call: call.clone(),
@@ -254,8 +256,8 @@ impl Session {
         Ok((headers, reader))
     }
 
-    fn open_once(&self, call: &Call) -> std::result::Result<(HeaderMap, Pieces), Failure> {
-        let (attempt, watch) = self.attempt(call, Content::Whole(Bytes::new()));
+    fn open_once(&self, call: &Call, timeout: Duration) -> std::result::Result<(HeaderMap, Pieces), Failure> {
+        let (attempt, watch) = self.attempt(call, Content::Whole(Bytes::new()), timeout);
         let (sender, receiver) = mpsc::channel(PIECES_IN_CHANNEL);
         let response = self.run(attempt.send())?;
         let headers = response.headers().clone();
@@ -284,8 +286,8 @@ impl Session {
         }
     }
 
-    fn attempt(&self, call: &Call, content: Content) -> (Attempt, Watch) {
-        let watch = Watch { pulse: Arc::clone(&self.pulse), moved: Arc::default(), timeout: self.peer.attempt_timeout };
+    fn attempt(&self, call: &Call, content: Content, timeout: Duration) -> (Attempt, Watch) {
+        let watch = Watch { pulse: Arc::clone(&self.pulse), moved: Arc::default(), timeout };
         let attempt = Attempt {
             client: self.client().client,
             keeper: self.keeper.clone(),
@@ -298,15 +300,22 @@ impl Session {
     }
 
     /// Tries `once` until it succeeds, fails for good, or the time is over.
-    fn retrying<T>(&self, call: &Call, mut once: impl FnMut() -> std::result::Result<T, Failure>) -> Outcome<T> {
+    fn retrying<T>(
+        &self,
+        call: &Call,
+        mut once: impl FnMut(Duration) -> std::result::Result<T, Failure>,
+    ) -> Outcome<T> {
         let (started, mut pause, mut attempts) = (Instant::now(), FIRST_PAUSE, 1);
         let (mut may_be_done, mut had_other_credentials) = (false, false);
         loop {
             let number = self.client().number;
+            // The last attempt ends with the time that is left, and with a message of its own.
+            let left = self.retry_timeout().saturating_sub(started.elapsed());
+            let timeout = self.peer.attempt_timeout.min(left.max(SHORTEST_ATTEMPT));
             if attempts > 1 {
                 self.retries.fetch_add(1, Ordering::Relaxed);
             }
-            let Failure { mut trouble, credentials } = match once() {
+            let Failure { mut trouble, credentials } = match once(timeout) {
                 Ok(done) => return Ok(done),
                 Err(failure) => failure,
             };
@@ -316,13 +325,17 @@ impl Session {
             }
             may_be_done |= trouble.may_be_done;
             let source = credentials.as_ref().map(|credentials| credentials.source.to_string());
+            // Those that expire are renewed in time by themselves: what they may not do, the next ones may not either.
+            let may_be_stale = |held: &Credentials| held.expires.is_none() || trouble.code != "AccessDenied";
             if trouble.concerns_credentials
-                && let Some(refused) = &credentials
+                && !had_other_credentials
+                && let Some(refused) = credentials.as_deref().filter(|held| may_be_stale(held))
             {
                 self.keeper.distrust(refused);
                 // Keys that were replaced in the meantime are worth a try at once.
                 let renewed = self.credentials().is_ok_and(|now| !now.has_keys_of(refused));
-                if renewed && !std::mem::replace(&mut had_other_credentials, true) {
+                had_other_credentials = true;
+                if renewed {
                     attempts += 1;
                     continue;
                 }
@@ -371,6 +384,8 @@ fn make_client(peer: &Peer) -> Result<Client> {
         .connect_timeout(peer.attempt_timeout.min(LONGEST_CONNECT))
         .pool_idle_timeout(IDLE_CONNECTION)
         .tcp_keepalive(Duration::from_secs(30))
+        // What was sent and is not acknowledged is given up by the kernel as well: nothing waits for a full socket.
+        .tcp_user_timeout(peer.attempt_timeout)
         .tcp_nodelay(true);
     if let Some(path) = &peer.ca_file {
         let text = std::fs::read(path)
@@ -412,6 +427,7 @@ impl Attempt {
     /// Sends it and waits for the head of a success; a failure is read whole.
     async fn send(self) -> std::result::Result<Response, Failure> {
         let Attempt { client, keeper, region, call, content, watch } = self;
+        let method = call.method.clone();
         let fetched = watch.guard(async { keeper.current(&client).await.map_err(Trouble::beside) }).await;
         let credentials = fetched?;
         let sent = async {
@@ -424,7 +440,7 @@ impl Attempt {
             }
             let id = response.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).map(str::to_string);
             let body = read_whole(response, LONGEST_ERROR_ANSWER, &watch).await.unwrap_or_default();
-            Err(Trouble::of_answer(status, &body, id.as_deref()))
+            Err(Trouble::of_answer(&method, status, &body, id.as_deref()))
         };
         watch.guard(sent).await.map_err(|trouble| Failure { trouble, credentials: Some(Box::new(credentials.clone())) })
     }
@@ -528,7 +544,7 @@ impl ObjectReader {
         call.headers.insert(IF_MATCH, etag);
         let session = &self.session;
         session.sleep(FIRST_PAUSE);
-        let opened = session.retrying(&call, || session.open_once(&call)).map_err(failed)?;
+        let opened = session.retrying(&call, |timeout| session.open_once(&call, timeout)).map_err(failed)?;
         let (headers, receiver) = opened;
         if self.offset > 0 && !headers.contains_key(reqwest::header::CONTENT_RANGE) {
             return Err(failed(Trouble::senseless("it gave the whole object where a part was asked for")));

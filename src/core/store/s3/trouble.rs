@@ -1,7 +1,7 @@
 //! What can go wrong with a request, by who has to act.
 
 use crate::error::{Error, Kind};
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use std::io;
 use std::time::Duration;
@@ -83,22 +83,26 @@ fn plain_text(text: &str) -> String {
 }
 
 impl Trouble {
-    /// An answer that is no success. `request_id` is the one in its headers.
-    pub fn of_answer(status: StatusCode, body: &[u8], request_id: Option<&str>) -> Box<Self> {
+    /// An answer to `method` that is no success. `request_id` is the one in its headers.
+    pub fn of_answer(method: &Method, status: StatusCode, body: &[u8], request_id: Option<&str>) -> Box<Self> {
         let body: Option<ErrorBody> =
             std::str::from_utf8(body).ok().and_then(|text| quick_xml::de::from_str(text).ok());
         let (code, said, id) = match body {
             Some(body) => (plain_text(&body.code), plain_text(&body.message), body.request_id),
             None => Default::default(),
         };
-        let (class, hint) = classify(status.as_u16(), &code);
-        let expired = ["ExpiredToken", "InvalidToken", "TokenRefreshRequired", "ExpiredTokenException"];
+        let (mut class, hint) = classify(status.as_u16(), &code);
+        // S3 gives every absence its name where an answer has a body; what does not is something else's, in between.
+        if class == Class::NotThere && code.is_empty() && method != Method::HEAD {
+            class = Class::Transient;
+        }
+        // An answer to HEAD has no word for it.
+        let may_be_expired = method == Method::HEAD && status == StatusCode::BAD_REQUEST;
         Box::new(Trouble {
             class,
             status: Some(status.as_u16()),
             may_be_done: status.is_server_error(),
-            concerns_credentials: expired.contains(&code.as_str())
-                || status == StatusCode::FORBIDDEN && code != "RequestTimeTooSkewed" && code != "QuotaExceeded",
+            concerns_credentials: class == Class::Refused || may_be_expired,
             message: format!("store answered {}{}{code}", status.as_u16(), if code.is_empty() { "" } else { " " }),
             code,
             said: (!said.is_empty()).then_some(said),
@@ -165,6 +169,12 @@ impl Trouble {
             whole: Some(error),
             ..Trouble::without_answer(String::new())
         })
+    }
+
+    /// A failure of the caller's own, which no other attempt would mend.
+    pub fn of_caller(error: Error) -> Box<Self> {
+        let class = Class::Permanent;
+        Box::new(Trouble { class, whole: Some(error), ..Trouble::without_answer(String::new()) })
     }
 
     fn without_answer(message: String) -> Self {
@@ -237,7 +247,10 @@ fn classify(status: u16, code: &str) -> (Class, Option<&'static str>) {
         (400, "RequestTimeout" | "BadDigest" | "XAmzContentSHA256Mismatch" | "IncompleteBody") => {
             (Class::Transient, None)
         }
-        (408 | 425 | 500 | 502 | 504, _) => (Class::Transient, None),
+        (408 | 425, _) => (Class::Transient, None),
+        (501 | 505, _) => (Class::Permanent, None),
+        // Also the numbers of their own that networks before a store answer with.
+        (500..=599, _) => (Class::Transient, None),
         _ => (Class::Permanent, None),
     }
 }
