@@ -1,15 +1,14 @@
 //! What S3 costs a process: threads that take no signals and go again, and memory within its limit.
 
 use super::Site;
-use crate::cluster::{Cluster, figure, text, wait_until};
+use crate::cluster::{Cluster, PATIENCE, figure, text, wait_at_most, wait_until};
 use crate::process::{ALL_SIGNALS, threads};
 use archiver_tests::fault_proxy::Fault;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Beside the limit on buffers: what the process itself, its threads and connections take.
 const BESIDE_MIB: u64 = 48;
@@ -135,21 +134,11 @@ fn assert_memory(segment_mb: u32, count: u32, limit: Option<&str>, limit_mib: u6
     kill(archiver, Signal::SIGSTOP).expect("stop the archiver");
     fill_segments(cluster, count, segment_mb);
     let waiting = cluster.status_files("ready").len();
-    let is_over = AtomicBool::new(false);
-    let (peak, took) = std::thread::scope(|scope| {
-        let sampler = scope.spawn(|| {
-            let mut peak = 0;
-            while !is_over.load(Ordering::Relaxed) {
-                peak = peak.max(anonymous_memory_kb(archiver));
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            peak
-        });
-        let began = Instant::now();
-        kill(archiver, Signal::SIGCONT).expect("let the archiver go on");
-        cluster.drain();
-        is_over.store(true, Ordering::Relaxed);
-        (sampler.join().expect("sampler"), began.elapsed())
+    kill(archiver, Signal::SIGCONT).expect("let the archiver go on");
+    let mut peak = 0;
+    let took = wait_at_most(PATIENCE * 5, "all is archived", || {
+        peak = peak.max(anonymous_memory_kb(archiver));
+        cluster.status_files("ready").is_empty()
     });
     println!(
         "{waiting} segments of {segment_mb} MB within {limit_mib} MiB: RssAnon is {} MiB at most, drained in {:.1} s",
