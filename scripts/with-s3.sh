@@ -7,6 +7,7 @@
 #   ARCHIVER_TEST_CEPH, ARCHIVER_TEST_CEPH_HTTP      https://127.0.0.1:PORT, and the same gateway without TLS
 #   ARCHIVER_TEST_CEPH_KEY, _SECRET                  a user who may make buckets
 #   ARCHIVER_TEST_CEPH_OTHER_KEY, _SECRET            another one, who may do nothing in the buckets of the first
+#   ARCHIVER_TEST_CEPH_CONF                          what radosgw-admin -c needs to make further users and keys
 #   ARCHIVER_TEST_MOTO                               https://127.0.0.1:PORT
 #   ARCHIVER_TEST_MOTO_KEY, _SECRET                  a user who may do everything
 #   ARCHIVER_TEST_MOTO_NO_PUT_KEY, _SECRET           one who lacks s3:PutObject, and nothing else; so NO_GET (GetObject),
@@ -14,7 +15,8 @@
 #   ARCHIVER_TEST_GARAGE                             http://127.0.0.1:PORT
 #   ARCHIVER_TEST_GARAGE_KEY, _SECRET                a user who may make buckets
 # The region is us-east-1 everywhere. The gateway has the storage classes STANDARD and STANDARD_IA, SSE with AES256, and
-# with aws:kms by the key `archiver`; it serves BUCKET.buckets.localhost:PORT too, for which its certificate holds.
+# with aws:kms by the key `archiver`; it serves BUCKET.buckets.localhost:PORT too, for which its certificate holds. Users
+# whose policy allows sts:GetSessionToken get temporary keys from it.
 set -euo pipefail
 shopt -s inherit_errexit
 
@@ -182,6 +184,8 @@ rgw frontends = beast endpoint=127.0.0.1:$2 ssl_endpoint=127.0.0.1:$3 ssl_certif
 rgw data = $dir/ceph
 rgw dns name = buckets.localhost
 rgw crypt require ssl = false
+rgw s3 auth use sts = true
+rgw sts key = $(openssl rand -hex 8)
 rgw crypt s3 kms backend = testing
 rgw crypt s3 kms encryption keys = archiver=$(openssl rand -base64 32)
 # What was deleted lies in memory until it is collected.
@@ -229,6 +233,7 @@ launch_ceph() {
     export ARCHIVER_TEST_CEPH=https://127.0.0.1:$https ARCHIVER_TEST_CEPH_HTTP=http://127.0.0.1:$http
     export ARCHIVER_TEST_CEPH_KEY=test-key ARCHIVER_TEST_CEPH_SECRET=test-secret
     export ARCHIVER_TEST_CEPH_OTHER_KEY=other-key ARCHIVER_TEST_CEPH_OTHER_SECRET=other-secret
+    export ARCHIVER_TEST_CEPH_CONF=$dir/ceph.conf
     await ceph answers "$ARCHIVER_TEST_CEPH"
     await ceph answers "$ARCHIVER_TEST_CEPH_HTTP"
 }

@@ -29,6 +29,12 @@ fn variable(name: &str) -> String {
         .unwrap_or_else(|_| panic!("{name} is not set: run these tests with `make test-s3` or `make test-server-15`"))
 }
 
+/// One that no bucket and no user has.
+fn new_name() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("test-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
 impl S3Server {
     /// RADOS Gateway over TLS. Strict, but it knows no checksum headers; a second user is `OTHER`.
     pub fn ceph() -> Self {
@@ -76,8 +82,7 @@ impl S3Server {
 
     /// A bucket that nobody had before.
     pub fn new_bucket(&self) -> Bucket {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("test-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let name = new_name();
         let response = self.request("PUT", &format!("/{name}"), &[], None);
         assert_eq!(response.status, 200, "create bucket {name}: {response:?}");
         Bucket { server: self.clone(), name }
@@ -92,17 +97,8 @@ impl S3Server {
         headers: &[(&str, &str)],
         body: Option<&[u8]>,
     ) -> Result<Response, String> {
-        let mut curl = Command::new("curl");
-        curl.args(["-q", "--silent", "--show-error", "--include", "--http1.1", "--noproxy", "*", "--max-time", "60"])
-            .args(["--globoff", "--path-as-is", "--user", &format!("{}:{}", self.key, self.secret)])
-            .args([
-                "--aws-sigv4",
-                &format!("aws:amz:{REGION}:s3"),
-                "--header",
-                "x-amz-content-sha256: UNSIGNED-PAYLOAD",
-            ])
-            .arg("--cacert")
-            .arg(&self.ca);
+        let mut curl = self.curl();
+        curl.args(["--header", "x-amz-content-sha256: UNSIGNED-PAYLOAD"]);
         for (name, value) in headers {
             curl.args(["--header", &format!("{name}: {value}")]);
         }
@@ -116,6 +112,19 @@ impl S3Server {
             "HEAD" => curl.arg("--head"),
             _ => curl.args(["--request", method]),
         };
+        self.ask(&mut curl, path)
+    }
+
+    fn curl(&self) -> Command {
+        let mut curl = Command::new("curl");
+        curl.args(["-q", "--silent", "--show-error", "--include", "--http1.1", "--noproxy", "*", "--max-time", "60"])
+            .args(["--globoff", "--path-as-is", "--user", &format!("{}:{}", self.key, self.secret)])
+            .args(["--aws-sigv4", &format!("aws:amz:{REGION}:s3"), "--cacert"])
+            .arg(&self.ca);
+        curl
+    }
+
+    fn ask(&self, curl: &mut Command, path: &str) -> Result<Response, String> {
         let output = curl.arg(format!("{}{path}", self.endpoint)).output().expect("run curl");
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).trim_end().to_string());
@@ -123,10 +132,104 @@ impl S3Server {
         Ok(Response::parse(&output.stdout))
     }
 
+    /// Asks for something that is not about objects; `parameters` as they are in a query.
+    fn act(&self, action: &str, parameters: &str) -> Result<Response, String> {
+        let mut curl = self.curl();
+        curl.args(["--data", &format!("Action={action}&{parameters}")]);
+        self.ask(&mut curl, "/")
+    }
+
+    /// Keys that its token service hands out to this user. It honours them for a quarter of an hour, the least that it
+    /// can, and only beside their token.
+    pub fn new_session(&self) -> Result<Session, String> {
+        let response = self.act("GetSessionToken", "DurationSeconds=900")?;
+        let (status, text) = (response.status, response.text());
+        let of = |name| elements(&text, name).pop().ok_or_else(|| format!("{status} without {name}"));
+        Ok(Session { key: of("AccessKeyId")?, secret: of("SecretAccessKey")?, token: of("SessionToken")? })
+    }
+
     /// The same where a response must come.
     #[track_caller]
     pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&[u8]>) -> Response {
         self.try_request(method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+}
+
+/// Temporary keys.
+#[derive(Clone, Debug)]
+pub struct Session {
+    /// The access key.
+    pub key: String,
+    /// Its secret.
+    pub secret: String,
+    /// What every request that it signs has to tell.
+    pub token: String,
+}
+
+/// A user of the gateway for one test, whose keys come and go.
+pub struct CephUser {
+    /// The gateway without TLS, and a key of the user's that stays.
+    pub server: S3Server,
+    name: String,
+}
+
+impl CephUser {
+    /// One that nobody was before; may make buckets, and sessions.
+    #[track_caller]
+    pub fn new() -> Self {
+        let name = new_name();
+        let server = Self::with_key(&name, "lasting");
+        let user = CephUser { server, name };
+        let S3Server { key, secret, .. } = &user.server;
+        user.administer(
+            ["user", "create"],
+            &["--display-name", &user.name, "--access-key", key, "--secret-key", secret, "--caps", "user-policy=write"],
+        );
+        let policy = r#"{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "sts:GetSessionToken",
+            "Resource": "*"}]}"#;
+        let parameters = format!("PolicyDocument={}&PolicyName=sessions&UserName={}", encode(policy, ""), user.name);
+        let response = user.server.act("PutUserPolicy", &parameters).expect("an answer");
+        assert_eq!(response.status, 200, "{response:?}");
+        user
+    }
+
+    fn with_key(user: &str, key: &str) -> S3Server {
+        S3Server {
+            key: format!("{user}-{key}"),
+            secret: format!("secret-of-{key}-of-{user}"),
+            ..S3Server::ceph_without_tls()
+        }
+    }
+
+    /// The same user with a key of that name, which may not be valid yet, or any more.
+    pub fn key(&self, name: &str) -> S3Server {
+        Self::with_key(&self.name, name)
+    }
+
+    /// Makes a key valid.
+    #[track_caller]
+    pub fn add(&self, S3Server { key, secret, .. }: &S3Server) {
+        self.administer(["key", "create"], &["--key-type", "s3", "--access-key", key, "--secret-key", secret]);
+    }
+
+    /// Ends a key: its requests are refused from now on.
+    #[track_caller]
+    pub fn remove(&self, S3Server { key, .. }: &S3Server) {
+        self.administer(["key", "rm"], &["--key-type", "s3", "--access-key", key]);
+    }
+
+    #[track_caller]
+    fn administer(&self, what: [&str; 2], arguments: &[&str]) {
+        let mut command = Command::new("radosgw-admin");
+        command.args(["-c", &variable("ARCHIVER_TEST_CEPH_CONF")]).args(what).args(["--uid", &self.name]);
+        let output = command.args(arguments).output().expect("run radosgw-admin");
+        assert!(output.status.success(), "{what:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Default for CephUser {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
