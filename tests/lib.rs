@@ -1,5 +1,6 @@
 //! What the tests have in common: a cluster, segments that are really its own, and a place to archive them.
 
+pub mod credential_endpoint;
 pub mod fault_proxy;
 pub mod s3_server;
 

@@ -610,5 +610,6 @@ pub fn server_program(program: &str) -> Command {
 
 /// The environment without what would lead a client or the program elsewhere.
 fn plain_environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars().filter(|(name, _)| !name.starts_with("PG") && !name.starts_with("ARCHIVER_"))
+    let leads = |name: &str| ["PG", "ARCHIVER_", "AWS_"].iter().any(|prefix| name.starts_with(prefix));
+    std::env::vars().filter(move |(name, _)| !leads(name))
 }

@@ -1,6 +1,7 @@
 //! Real clusters that archive to S3. `scripts/with-s3.sh ceph` runs the gateway beside them.
 
 mod archiving;
+mod credentials;
 mod looking;
 mod outages;
 mod process;
@@ -71,8 +72,11 @@ impl Site {
     /// Writes that file anew, with that secret.
     pub fn write_credentials(&self, secret: &str) {
         let key = &self.bucket.server.key;
-        let text = format!("[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n");
-        // In one step, as whoever rotates keys does it.
+        self.write_profiles(&format!("[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"));
+    }
+
+    /// Writes that file anew in one step, as whoever rotates keys does it.
+    pub fn write_profiles(&self, text: &str) {
         let new = self.cluster.path("credentials.new");
         self.cluster.write_file(&new, text.as_bytes());
         fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).expect("chmod");
@@ -86,10 +90,14 @@ impl Site {
 
     /// The URL of another place in the same store.
     pub fn url_below(&self, bucket: &str, prefix: &str) -> String {
+        format!("{}&credentials_file={}", self.url_without_keys(bucket, prefix), self.credentials().display())
+    }
+
+    /// The same where the environment says whose keys are used.
+    pub fn url_without_keys(&self, bucket: &str, prefix: &str) -> String {
         let server = &self.bucket.server;
         let endpoint = self.proxy.as_ref().map_or(server.endpoint.clone(), FaultProxy::endpoint);
-        let (ca, credentials) = (server.ca.display(), self.credentials());
-        format!("s3://{bucket}/{prefix}?endpoint={endpoint}&ca_file={ca}&credentials_file={}", credentials.display())
+        format!("s3://{bucket}/{prefix}?endpoint={endpoint}&ca_file={}", server.ca.display())
     }
 
     /// The keys of the stored WAL files by name, of which there is one each.
