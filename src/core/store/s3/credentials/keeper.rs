@@ -56,6 +56,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     held: Option<Held>,
+    /// Temporary ones that the store did not accept, until there are others.
+    distrusted: Option<Credentials>,
     /// The fetch that goes on. One that is not this one any more lands nowhere.
     flight: Option<Flight>,
     flights: u64,
@@ -120,18 +122,24 @@ impl Keeper {
 
     /// Forgets `refused`, which the store did not accept, unless others have taken their place: the next question reads
     /// files and asks endpoints anew.
+    ///
+    /// A store may have refused what was asked and not who asked: temporary ones go on until they expire where the
+    /// endpoint has no others. Those of a file are mended there, so what is wrong with the file is the better answer.
     pub fn distrust(&self, refused: &Credentials) {
         let mut state = self.shared.state();
-        if state.held.as_ref().is_some_and(|held| held.credentials.has_keys_of(refused)) {
+        if let Some(held) = state.held.take_if(|held| held.credentials.has_keys_of(refused)) {
+            let distrusted = Some(held.credentials).filter(|credentials| credentials.expires.is_some());
             // A fetch that goes on may have read the same ones.
-            *state = State { flights: state.flights, ..State::default() };
+            *state = State { distrusted, flights: state.flights, ..State::default() };
         }
     }
 
     /// Source and expiry of the credentials that are held, without asking for any.
     pub fn known(&self) -> Option<(Source, Option<SystemTime>)> {
         let state = self.shared.state();
-        state.held.as_ref().map(|held| (held.credentials.source.clone(), held.credentials.expires))
+        let held = state.held.as_ref().map(|held| &held.credentials);
+        let known = held.or(state.failure.as_ref().and(state.distrusted.as_ref()))?;
+        Some((known.source.clone(), known.expires))
     }
 
     /// Why the last fetch failed, if it did: told even while older credentials still serve.
@@ -156,7 +164,10 @@ impl Keeper {
         }
         match (&state.flight, &state.failure) {
             (Some(flight), _) => Ok(Answer::AfterFlight(flight.end.clone())),
-            (None, Some((error, _))) => Err(error.clone()),
+            (None, Some((error, _))) => match &state.distrusted {
+                Some(distrusted) if !distrusted.is_expired(SystemTime::now()) => Ok(Answer::Now(distrusted.clone())),
+                _ => Err(error.clone()),
+            },
             (None, None) => Err(Error::new(Kind::Internal, "credentials", "no fetch of credentials was begun")),
         }
     }
@@ -228,7 +239,7 @@ impl Landing {
         self.land(|state, pace| match outcome {
             Ok(found) => {
                 state.held = Some(Held::new(found, pace));
-                state.failure = None;
+                (state.distrusted, state.failure) = (None, None);
             }
             Err(error) => state.failure = Some((error, pace.retry_at())),
         });
@@ -440,6 +451,27 @@ mod tests {
             assert_eq!(name_of(&keeper).await.unwrap(), "1", "these are others");
         });
         assert_eq!(server.count(), 2);
+    }
+
+    #[test]
+    fn distrusted_temporary_ones_serve_until_they_expire_where_there_are_no_others() {
+        let server = StandIn::new(|_, number| match number {
+            0 => Reply::text(200, keys("old", SystemTime::now() + Duration::from_secs(60))),
+            _ => Reply::text(403, ""),
+        });
+        let keeper = keeper_of(&server, NEVER);
+        block_on(async {
+            let refused = keeper.current(&client()).await.unwrap();
+            for _ in 0..3 {
+                keeper.distrust(&refused);
+                assert_eq!(name_of(&keeper).await.unwrap(), "old");
+            }
+            assert!(keeper.known().is_some() && keeper.last_failure().is_some());
+            keeper.shared.state().distrusted.as_mut().unwrap().expires = Some(SystemTime::now());
+            let error = name_of(&keeper).await.unwrap_err();
+            assert_eq!(error.to_string(), "could not get credentials from container: it answered 403");
+        });
+        assert_eq!(server.count(), 2, "no further fetch before its time");
     }
 
     #[test]
