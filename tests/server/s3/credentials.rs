@@ -247,10 +247,12 @@ struct Machine {
     /// Between the two.
     way: FaultProxy,
     archiver: Pid,
+    since: Instant,
 }
 
 impl Machine {
     fn archiving(giver: Giver, lifetime: Duration) -> Self {
+        let since = Instant::now();
         let user = CephUser::new();
         let endpoint = CredentialEndpoint::of(&user.server, lifetime);
         let way = FaultProxy::before(&endpoint.url());
@@ -268,7 +270,7 @@ impl Machine {
         }
         let site = site.archiving();
         let archiver = site.cluster.running_archiver();
-        Machine { site, endpoint, way, archiver }
+        Machine { site, endpoint, way, archiver, since }
     }
 
     /// Every request was signed with keys that were handed out and had not expired, and told their token.
@@ -320,7 +322,7 @@ fn assert_keys_are_renewed_in_time(giver: Giver) {
         let left =
             detail.strip_prefix(&format!("from {source}, for another ")).and_then(|rest| rest.strip_suffix(" s"));
         let left: u32 = left.and_then(|left| left.parse().ok()).unwrap_or_else(|| panic!("{detail:?}"));
-        assert!((1..=lifetime).contains(&left), "{detail}");
+        assert!(left <= lifetime, "{detail}");
         assert_eq!(cluster.psql("SELECT credential_source FROM archiver.status"), source);
         checks += 1;
         sleep(Duration::from_secs((lifetime / 4).into()));
@@ -341,7 +343,8 @@ fn assert_keys_are_renewed_in_time(giver: Giver) {
     assert!(!cluster.log().contains("WARNING"), "{}", cluster.log());
     // As many as it takes, and not many more.
     let needed = (lasting / lifetime) as usize;
-    assert!((needed..=needed * 3 + 1).contains(&keys.len()), "{keys:?}");
+    let most = machine.since.elapsed().as_secs() as usize * 2 / lifetime as usize + 2;
+    assert!((needed..=most).contains(&keys.len()), "{needed} to {most}: {keys:?}");
     machine.assert_well();
 }
 
@@ -365,12 +368,16 @@ fn assert_goes_on_until_the_keys_expire(giver: Giver) {
     let machine = Machine::archiving(giver, Duration::from_secs(9));
     let (site, cluster, source) = (&machine.site, &machine.site.cluster, giver.source());
     let load = Load::on(cluster);
-    wait_until("archiving goes on", || archived_count(cluster) > 2);
+    // The whole life of a key is before it.
+    let first = machine.endpoint.handed_out().len();
+    let fresh = || {
+        let last = machine.endpoint.handed_out().pop().expect("keys");
+        Some(last).filter(|last| segments_by_key(site.proxy()).contains_key(&last.session.key))
+    };
+    wait_until("a fresh key is used", || machine.endpoint.handed_out().len() > first && fresh().is_some());
+    let last = fresh().expect("a key that is used");
     machine.way.refuse(true);
     let (died, before) = (SystemTime::now(), archived_count(cluster));
-    let used = segments_by_key(site.proxy());
-    let handed_out = machine.endpoint.handed_out();
-    let last = handed_out.iter().rfind(|given| used.contains_key(&given.session.key)).expect("keys");
     let (state, detail) = credentials_row(cluster);
     assert_ne!(state, "ok", "{detail}");
     let short = source.split(" role ").next().expect("a source");

@@ -294,7 +294,7 @@ mod tests {
     fn an_object_under_a_lock_says_nothing_against_the_keys() {
         let refused = |code: &str| {
             let body = format!("<Error><Code>{code}</Code></Error>");
-            let trouble = Trouble::of_answer(StatusCode::FORBIDDEN, body.as_bytes(), None);
+            let trouble = Trouble::of_answer(&Method::PUT, StatusCode::FORBIDDEN, body.as_bytes(), None);
             (trouble.class, trouble.concerns_credentials)
         };
         assert_eq!(refused("ObjectLockedByBucketPolicy"), (Class::AlreadyThere, false));
