@@ -185,6 +185,8 @@ rgw data = $dir/ceph
 rgw dns name = buckets.localhost
 rgw crypt require ssl = false
 rgw s3 auth use sts = true
+# As shipped, the other way round: then a wrong secret is told as AccessDenied.
+rgw s3 auth order = local, sts
 rgw sts key = $(openssl rand -hex 8)
 rgw crypt s3 kms backend = testing
 rgw crypt s3 kms encryption keys = archiver=$(openssl rand -base64 32)

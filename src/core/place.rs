@@ -18,6 +18,9 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+/// How many names are asked for at once where there are foreign ones.
+const FOREIGN_NAMES: usize = 1000;
+
 /// Where one cluster's WAL lies. Opening one changes nothing there.
 pub struct Place {
     /// Keys and bytes.
@@ -266,18 +269,21 @@ impl Place {
     /// The first WAL files in it, in order of their keys, beginning behind `after`: one page of at most `most`.
     pub fn list_wal(&self, after: Option<&str>, most: usize) -> Result<Vec<(WalName, Listed)>> {
         let mut after = after.map(str::to_string);
+        let mut asked = most;
         loop {
-            let page = self.store.list(&self.layout.wals_folder(), after.as_deref(), most)?;
-            let is_last = page.len() < most;
+            let page = self.store.list(&self.layout.wals_folder(), after.as_deref(), asked)?;
+            let is_last = page.len() < asked;
             after = page.last().map(|listed| listed.key.clone());
             let wal: Vec<_> = page
                 .into_iter()
                 .filter_map(|listed| self.layout.wal_name(&listed.key).map(|(name, _)| (name, listed)))
+                .take(most)
                 .collect();
-            // A page may hold nothing but foreign names.
             if is_last || !wal.is_empty() {
                 return Ok(wal);
             }
+            // A page of nothing but foreign names: there may be many more, so whoever wants few does not ask for few.
+            asked = most.max(FOREIGN_NAMES);
         }
     }
 }

@@ -10,8 +10,10 @@ use archiver_core::{Error, Kind, Result};
 use pgrx::prelude::*;
 use std::collections::VecDeque;
 
-/// Files looked at in one go: few enough to be quick, also where each has to be opened.
-const PAGE_FILES: usize = 100;
+/// Files looked at in one go: few enough to be quick where each has to be opened.
+const OPENED_FILES: usize = 100;
+/// Where a listing tells all of them: one request's worth.
+const LISTED_FILES: usize = 1000;
 
 /// The archived files of a range, fetched page by page as they are asked for: memory stays small, however many there are.
 struct Listing {
@@ -31,7 +33,8 @@ impl Listing {
                 if is_first {
                     place.confirm_archive(Some(system_identifier))?;
                 }
-                listing::list_page(place, after.as_deref(), &range, PAGE_FILES)
+                let most = if place.is_remote() { LISTED_FILES } else { OPENED_FILES };
+                listing::list_page(place, after.as_deref(), &range, most)
             })?;
             self.page = page.into();
             self.is_over = after.is_none();

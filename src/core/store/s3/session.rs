@@ -191,10 +191,14 @@ impl Session {
         self.retries.load(Ordering::Relaxed)
     }
 
-    /// Fetches credentials, unless there are any.
+    /// Fetches credentials, unless there are any; a stop ends the wait for them.
     pub fn credentials(&self) -> Result<Credentials> {
         let (keeper, client) = (self.keeper.clone(), self.client().client);
-        self.background.run(async move { keeper.current(&client).await })?
+        // The keeper bounds itself.
+        let watch = self.watch(Duration::MAX);
+        let fetched =
+            async move { watch.guard(async { keeper.current(&client).await.map_err(Trouble::beside) }).await };
+        Ok(self.background.run(fetched)??)
     }
 
     /// Sends a request until it is answered, and reads the answer.
@@ -286,8 +290,12 @@ impl Session {
         }
     }
 
+    fn watch(&self, timeout: Duration) -> Watch {
+        Watch { pulse: Arc::clone(&self.pulse), moved: Arc::default(), timeout }
+    }
+
     fn attempt(&self, call: &Call, content: Content, timeout: Duration) -> (Attempt, Watch) {
-        let watch = Watch { pulse: Arc::clone(&self.pulse), moved: Arc::default(), timeout };
+        let watch = self.watch(timeout);
         let attempt = Attempt {
             client: self.client().client,
             keeper: self.keeper.clone(),
