@@ -104,18 +104,18 @@ pub fn read(
     }
     let is_in_memory = meta.len() <= max_buffer_bytes;
 
-    buffer.clear();
-    if is_in_memory {
-        let room = usize::try_from(meta.len()).unwrap_or(usize::MAX);
-        buffer.try_reserve_exact(room).map_err(|_| out_of_memory(file, meta.len()))?;
-    }
+    // What it held before is written over, which costs less than clearing it.
+    let room = if is_in_memory { usize::try_from(meta.len()).unwrap_or(usize::MAX) } else { 0 };
+    buffer.try_reserve_exact(room.saturating_sub(buffer.len())).map_err(|_| out_of_memory(file, meta.len()))?;
+    buffer.resize(room, 0);
     // A file that grows meanwhile is found out by its stamp.
-    let as_it_is = scan((&mut opened).take(meta.len()), pulse, |piece| {
-        if is_in_memory {
-            buffer.extend_from_slice(piece);
-        }
-    })
-    .map_err(|error| failed("read file", &error))?;
+    let as_it_is = if is_in_memory {
+        scan_into(buffer, &mut opened, pulse)
+    } else {
+        scan((&mut opened).take(meta.len()), pulse)
+    };
+    let as_it_is = as_it_is.map_err(|error| failed("read file", &error))?;
+    buffer.truncate(usize::try_from(as_it_is.size).unwrap_or(usize::MAX));
 
     let compression = Compression::detect(&as_it_is.head).unwrap_or(Compression::None);
     let raw_hash = as_it_is.hash;
@@ -130,7 +130,7 @@ pub fn read(
             again.rewind().map_err(|error| failed("read file", &error))?;
             let stored: Box<dyn Read + '_> = if is_in_memory { Box::new(buffer.as_slice()) } else { Box::new(again) };
             let decoder = codec::decode(stored, limit).map_err(unreadable)?;
-            scan(decoder.plain, pulse, |_| {}).map_err(unreadable)?
+            scan(decoder.plain, pulse).map_err(unreadable)?
         }
     };
     check_content(file, cluster, &plain)?;
@@ -159,28 +159,62 @@ struct Scanned {
     head: Vec<u8>,
 }
 
-fn scan(reader: impl Read, pulse: &Pulse, mut each: impl FnMut(&[u8])) -> io::Result<Scanned> {
-    let mut reader = Beating::new(reader, pulse);
-    let mut piece = vec![0; PIECE_BYTES];
-    let mut hasher = blake3::Hasher::new();
-    let (mut size, mut head) = (0, Vec::new());
-    loop {
-        let count = match reader.read(&mut piece) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        let bytes = &piece[..count];
-        if head.len() < LongPageHeader::LENGTH {
-            let missing = LongPageHeader::LENGTH - head.len();
-            head.extend_from_slice(&bytes[..count.min(missing)]);
-        }
-        hasher.update(bytes);
-        each(bytes);
-        size += count as u64;
+/// One pass, piece by piece.
+#[derive(Default)]
+struct Scan {
+    size: u64,
+    hasher: blake3::Hasher,
+    head: Vec<u8>,
+}
+
+impl Scan {
+    fn add(&mut self, piece: &[u8]) {
+        let missing = LongPageHeader::LENGTH - self.head.len();
+        self.head.extend_from_slice(&piece[..piece.len().min(missing)]);
+        self.hasher.update(piece);
+        self.size += piece.len() as u64;
     }
-    Ok(Scanned { size, hash: Hash(hasher.finalize()), head })
+
+    fn end(self) -> Scanned {
+        Scanned { size: self.size, hash: Hash(self.hasher.finalize()), head: self.head }
+    }
+}
+
+/// Reads to the end and keeps nothing.
+fn scan(reader: impl Read, pulse: &Pulse) -> io::Result<Scanned> {
+    let mut reader = Beating::new(reader, pulse);
+    let (mut scan, mut piece) = (Scan::default(), vec![0; PIECE_BYTES]);
+    loop {
+        match read_some(&mut reader, &mut piece)? {
+            0 => return Ok(scan.end()),
+            count => scan.add(&piece[..count]),
+        }
+    }
+}
+
+/// Reads to the end, or until `buffer` is full.
+fn scan_into(buffer: &mut [u8], reader: impl Read, pulse: &Pulse) -> io::Result<Scanned> {
+    let mut reader = Beating::new(reader, pulse);
+    let (mut scan, mut rest) = (Scan::default(), buffer);
+    loop {
+        let most = rest.len().min(PIECE_BYTES);
+        let count = read_some(&mut reader, &mut rest[..most])?;
+        let (piece, behind) = rest.split_at_mut(count);
+        scan.add(piece);
+        rest = behind;
+        if count == 0 {
+            return Ok(scan.end());
+        }
+    }
+}
+
+fn read_some(reader: &mut impl Read, piece: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match reader.read(piece) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
 }
 
 /// The most bytes a file of that name can have.
