@@ -121,7 +121,7 @@ impl<'a> StagedFile<'a> {
 
     /// Gives the file the name `target` on the same file system, never replacing what stands there.
     /// The entry is durable once its directory is synced.
-    pub fn publish(mut self, target: &Path) -> Result<Published> {
+    pub fn publish(&mut self, target: &Path) -> Result<Published> {
         let linked = fs::hard_link(&self.path, target).or_else(|error| match error.raw_os_error() {
             // No hard links here (some network and FUSE file systems): a rename that must not replace does as well.
             Some(libc::EPERM | libc::EOPNOTSUPP | libc::ENOSYS | libc::EMLINK) => {
@@ -253,6 +253,7 @@ mod tests {
         let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_615_159_937_463_971_234);
         file.sync(Some(modified)).unwrap();
         assert_eq!(file.publish(&directory.path().join("wal")).unwrap(), Published::Created);
+        drop(file);
         assert_eq!(names(directory.path()), ["wal"]);
         let meta = fs::metadata(directory.path().join("wal")).unwrap();
         assert_eq!(meta.mode() & 0o7777, 0o640);

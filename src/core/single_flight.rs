@@ -6,12 +6,12 @@ use std::time::Instant;
 
 /// Something that one thread at a time works on, so that those who wait find it done. A failure is theirs as well: each
 /// of them would try for as long again, one behind the other.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct SingleFlight<T> {
     state: Mutex<State<T>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State<T> {
     held: T,
     failed: Option<(Instant, Error)>,

@@ -162,10 +162,10 @@ fn a_source_cut_short_while_it_is_streamed_is_the_sources_fault_and_leaves_nothi
 #[test]
 fn memory_stays_within_the_limit_however_many_workers_are_wanted() {
     let site = Site::with_segments_of(16 << 20).with(Setting::Workers, "64").with(Setting::MemoryLimit, "256MB");
-    let workers = site.archive().threads();
-    assert!((1..=7).contains(&workers), "{workers}: each takes a segment and what it is encoded to");
+    let desks = site.archive().desks();
+    assert!((1..=7).contains(&desks), "{desks}: each takes a segment and what it is encoded to");
     let site = Site::with_segments_of(1 << 30).with(Setting::Workers, "64").with(Setting::MemoryLimit, "64MB");
-    assert!((1..=16).contains(&site.archive().threads()));
+    assert!((1..=16).contains(&site.archive().desks()));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use archiver_core::mode::Mode;
 use archiver_core::pulse::Pulse;
 use archiver_core::store::{Attributes, Body, LocalStore, Put, Store};
 use archiver_tests::{tree, wal_like};
+use std::cell::Cell;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -50,6 +51,37 @@ fn a_missing_storage_directory_is_not_made() {
     fs::write(directory.path().join("file"), "").unwrap();
     let file = directory.path().join("file");
     assert!(LocalStore::open(&file, "main/.staging", Mode::PRIVATE, Arc::default()).is_err());
+}
+
+/// Tells, when it is let go of, whether the object stands already.
+struct Lent<'a> {
+    object: &'a Path,
+    stood: &'a Cell<Option<bool>>,
+}
+
+impl AsRef<[u8]> for Lent<'_> {
+    fn as_ref(&self) -> &[u8] {
+        b"content"
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.stood.set(Some(self.object.exists()));
+    }
+}
+
+#[test]
+fn a_lent_body_is_given_back_before_the_object_stands() {
+    let (_directory, store) = fixture();
+    let (object, stood) = (store.path("main/wals/x"), Cell::new(None));
+    let put =
+        |stood| store.put_new("main/wals/x", Body::Lent(Box::new(Lent { object: &object, stood })), &attributes());
+    assert_eq!(put(&stood).unwrap(), Put::Created { stored_size: 7 });
+    assert_eq!(stood.take(), Some(false));
+    assert_eq!(put(&stood).unwrap(), Put::AlreadyExists);
+    assert_eq!(stood.take(), Some(true));
+    assert_eq!(fs::read(&object).unwrap(), b"content");
 }
 
 #[test]

@@ -51,6 +51,9 @@ pub struct Archive {
 
 /// No more files are on their way to a store at once.
 const MOST_PUTS: usize = 64;
+/// Threads for local storage at most, where more processors do not ask for more: files that wait for the disk share what it
+/// writes, and a few of them are enough for that.
+const MOST_SYNCS: usize = 8;
 
 /// How often the identity file in cloud storage is looked at.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(60);
@@ -187,10 +190,10 @@ impl Archive {
     /// When this returns, the file is durable at its place; it is archived once [`Archive::record`] has returned, too.
     /// An equal file that stands there already is success, any other is refused and never replaced.
     pub fn store(&self, file: &WalFile) -> Result<StoredFile> {
-        let started = Instant::now();
         let place = self.place()?;
         self.confirm_identity(place)?;
         let mut desk = self.desks.take(&self.pulse)?;
+        let started = Instant::now();
         let source = source::read(file, &self.cluster, max_buffer_bytes(&self.config), &mut desk.plain, &self.pulse)?;
         let content = Content { size: source.plain_size, hash: source.hash };
         let compression = self.compression_of(&source);
@@ -255,13 +258,20 @@ impl Archive {
         records.catalogue.record(&lines)
     }
 
-    /// How many threads it can use: where most of a file's time is spent waiting for a store, more than there are desks.
+    /// How many files are read and encoded at once: as many as shall work, as far as memory reaches.
+    pub fn desks(&self) -> usize {
+        desks_in_memory(&self.config, &self.cluster)
+    }
+
+    /// How many threads it can use: more than there are desks, since a file that waits for the disk or the network is at
+    /// none.
     pub fn threads(&self) -> usize {
-        let desks = desks_in_memory(&self.config, &self.cluster);
-        match self.config.destination.storage {
-            StorageUrl::File { .. } => desks,
-            StorageUrl::S3(_) => (self.config.read_ahead + 1).clamp(desks, MOST_PUTS),
-        }
+        let desks = self.desks();
+        let waiting = match self.config.destination.storage {
+            StorageUrl::File { .. } => MOST_SYNCS,
+            StorageUrl::S3(_) => MOST_PUTS,
+        };
+        (self.config.read_ahead + 1).clamp(desks, waiting.max(desks))
     }
 
     fn compression_of(&self, source: &Source) -> Compression {
@@ -282,19 +292,18 @@ impl Archive {
         let level = self.config.level;
         let (encoder, plain, encoded) = desk.encoder(compression, level)?;
         if source.is_in_memory {
-            let body = if compression == Compression::None {
-                plain
-            } else {
+            let is_encoded = compression != Compression::None;
+            if is_encoded {
                 encoder.encode(plain, encoded).map_err(|error| encoding_failed(compression, &error))?;
                 self.pulse.beat();
-                encoded.as_slice()
-            };
+            }
+            let body = DeskBody { desk, is_encoded };
             if place.is_remote() {
-                let kept = self.desks.keep(body, &self.pulse)?;
-                drop(desk);
+                let kept = self.desks.keep(body.as_ref(), &self.pulse)?;
+                drop(body);
                 return place.store.put_new(key, Body::Shared(kept.body.clone()), &attributes);
             }
-            return place.store.put_new(key, Body::Bytes(body), &attributes);
+            return place.store.put_new(key, Body::Lent(Box::new(body)), &attributes);
         }
         let mut stream = |out: &mut dyn Write| {
             let mut again = &source.file;
@@ -471,6 +480,18 @@ fn max_buffer_bytes(config: &Config) -> u64 {
 fn changed_between_passes(file: &WalFile) -> Error {
     let path = file.path.display();
     Error::new(Kind::Source, path.to_string(), format!("file \"{path}\" changed while it was read")).retry_if(true)
+}
+
+/// What is to be stored, at the desk where it was made: who is done with it leaves the desk to others.
+struct DeskBody<'a> {
+    desk: TakenDesk<'a>,
+    is_encoded: bool,
+}
+
+impl AsRef<[u8]> for DeskBody<'_> {
+    fn as_ref(&self) -> &[u8] {
+        if self.is_encoded { &self.desk.encoded } else { &self.desk.plain }
+    }
 }
 
 /// Hashes what passes through.

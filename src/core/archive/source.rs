@@ -109,11 +109,8 @@ pub fn read(
     buffer.try_reserve_exact(room.saturating_sub(buffer.len())).map_err(|_| out_of_memory(file, meta.len()))?;
     buffer.resize(room, 0);
     // A file that grows meanwhile is found out by its stamp.
-    let as_it_is = if is_in_memory {
-        scan_into(buffer, &mut opened, pulse)
-    } else {
-        scan((&mut opened).take(meta.len()), pulse)
-    };
+    let as_it_is =
+        if is_in_memory { scan_into(buffer, &mut opened, pulse) } else { scan((&mut opened).take(meta.len()), pulse) };
     let as_it_is = as_it_is.map_err(|error| failed("read file", &error))?;
     buffer.truncate(usize::try_from(as_it_is.size).unwrap_or(usize::MAX));
 

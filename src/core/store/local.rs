@@ -5,13 +5,14 @@ use crate::durable::{self, Published, StagedFile};
 use crate::error::{Error, Kind, Result};
 use crate::mode::Mode;
 use crate::pulse::Pulse;
+use crate::single_flight::SingleFlight;
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Device and inode: a directory removed and made again by somebody else has others.
 type DirectoryId = (u64, u64);
@@ -26,6 +27,8 @@ pub struct LocalStore {
     /// Directories whose entry in their parent this process has made durable. One that merely exists may have been
     /// made by a process that died before it synced the parent.
     durable_directories: Mutex<HashMap<PathBuf, DirectoryId>>,
+    /// The directory that was synced last, and when that began.
+    synced: SingleFlight<Option<(PathBuf, Instant)>>,
 }
 
 impl LocalStore {
@@ -48,6 +51,7 @@ impl LocalStore {
             mode,
             pulse,
             durable_directories: Mutex::default(),
+            synced: SingleFlight::default(),
         })
     }
 
@@ -93,45 +97,31 @@ impl LocalStore {
         Ok(())
     }
 
-    fn stage(&self, body: &mut Body<'_>, attributes: &Attributes) -> Result<StagedFile<'_>> {
+    /// Creates an empty file in the making.
+    fn stage(&self) -> Result<StagedFile<'_>> {
         self.make_durable_directory(&self.staging)?;
-        let mut staged = StagedFile::create(&self.staging, "", self.mode, &self.pulse)?;
-        let written = match body {
-            Body::Bytes(bytes) => staged.write_all(bytes),
-            Body::Shared(bytes) => staged.write_all(bytes),
-            Body::Stream(write) => write(&mut staged),
-        };
-        written.map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-            Some(callers) => callers.clone(),
-            None => staged.failed("write", &error),
-        })?;
-        staged.sync(Some(attributes.modified))?;
-        Ok(staged)
+        StagedFile::create(&self.staging, "", self.mode, &self.pulse)
     }
 
-    fn put_once(&self, path: &Path, body: &mut Body<'_>, attributes: &Attributes) -> Result<Put> {
-        let directory = path.parent().unwrap_or(&self.root);
-        self.make_durable_directory(directory)?;
-        if path.symlink_metadata().is_ok() {
-            return self.confirm_existing(path, directory);
-        }
-        let staged = self.stage(body, attributes)?;
-        let stored_size = staged.written_bytes();
-        match staged.publish(path)? {
-            Published::Created => {
-                // Where this fails the file stays: another server may have found it, and been told that it is stored.
-                durable::sync_directory(directory)?;
-                self.pulse.beat();
-                Ok(Put::Created { stored_size })
+    /// Makes the entries of `directory` durable. Threads that want that at the same time share one call: one that began
+    /// after their entries were made.
+    fn sync_directory(&self, directory: &Path) -> Result<()> {
+        let asked = Instant::now();
+        self.synced.with(|synced| {
+            if synced.as_ref().is_some_and(|(path, began)| path == directory && *began > asked) {
+                return Ok(());
             }
-            Published::AlreadyExists => self.confirm_existing(path, directory),
-        }
+            let began = Instant::now();
+            durable::sync_directory(directory)?;
+            *synced = Some((directory.to_path_buf(), began));
+            Ok(())
+        })
     }
 
     /// Whoever made it may have died before it was durable.
     fn confirm_existing(&self, path: &Path, directory: &Path) -> Result<Put> {
         durable::sync_file(path)?;
-        durable::sync_directory(directory)?;
+        self.sync_directory(directory)?;
         Ok(Put::AlreadyExists)
     }
 
@@ -199,6 +189,32 @@ fn meta_of(meta: &Metadata) -> Meta {
     }
 }
 
+/// Somebody may remove an emptied directory at any time (a purge does), also the one just made anew.
+fn despite_removals<T>(mut once: impl FnMut() -> Result<T>) -> Result<T> {
+    const MOST_ATTEMPTS: usize = 4;
+    let mut attempt = 1;
+    loop {
+        match once() {
+            Err(error) if error.is_missing_file() && attempt < MOST_ATTEMPTS => attempt += 1,
+            other => return other,
+        }
+    }
+}
+
+/// Writes the whole body, and lets go of it.
+fn write(staged: &mut StagedFile<'_>, body: Body<'_>) -> Result<()> {
+    let written = match body {
+        Body::Bytes(bytes) => staged.write_all(bytes),
+        Body::Lent(bytes) => staged.write_all((*bytes).as_ref()),
+        Body::Shared(bytes) => staged.write_all(&bytes),
+        Body::Stream(write) => write(staged),
+    };
+    written.map_err(|error| match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(callers) => callers.clone(),
+        None => staged.failed("write", &error),
+    })
+}
+
 /// A file that is not there, or whose directory is not, is an answer and no failure.
 fn if_there<T>(result: io::Result<T>, action: &str, path: &Path) -> Result<Option<T>> {
     match result {
@@ -209,17 +225,32 @@ fn if_there<T>(result: io::Result<T>, action: &str, path: &Path) -> Result<Optio
 }
 
 impl Store for LocalStore {
-    fn put_new(&self, key: &str, mut body: Body<'_>, attributes: &Attributes) -> Result<Put> {
-        /// Somebody may remove an emptied directory at any time (a purge does), also the one just made anew.
-        const MOST_ATTEMPTS: usize = 4;
+    fn put_new(&self, key: &str, body: Body<'_>, attributes: &Attributes) -> Result<Put> {
         let path = self.path(key);
-        let mut attempt = 1;
-        loop {
-            match self.put_once(&path, &mut body, attributes) {
-                Err(error) if error.is_missing_file() && attempt < MOST_ATTEMPTS => attempt += 1,
-                other => return other,
+        let directory = path.parent().unwrap_or(&self.root);
+        let staged = despite_removals(|| {
+            self.make_durable_directory(directory)?;
+            match path.symlink_metadata() {
+                Ok(_) => self.confirm_existing(&path, directory).map(|_| None),
+                Err(_) => self.stage().map(Some),
             }
-        }
+        });
+        let Some(mut staged) = staged? else { return Ok(Put::AlreadyExists) };
+        write(&mut staged, body)?;
+        staged.sync(Some(attributes.modified))?;
+        let stored_size = staged.written_bytes();
+        despite_removals(|| {
+            self.make_durable_directory(directory)?;
+            match staged.publish(&path)? {
+                Published::Created => {
+                    // Where this fails the file stays: another server may have found it, and been told that it is stored.
+                    self.sync_directory(directory)?;
+                    self.pulse.beat();
+                    Ok(Put::Created { stored_size })
+                }
+                Published::AlreadyExists => self.confirm_existing(&path, directory),
+            }
+        })
     }
 
     fn get(&self, key: &str) -> Result<Option<Object>> {

@@ -91,6 +91,8 @@ pub struct CredentialFacts {
 pub enum Body<'a> {
     /// All of it, in memory.
     Bytes(&'a [u8]),
+    /// The same in memory that others wait for: a store lets go of it as soon as it can.
+    Lent(Box<dyn AsRef<[u8]> + 'a>),
     /// The same, which a store may keep beyond the caller's own use of it.
     Shared(Bytes),
     /// Written piece by piece; called again from the start where a store has to try again.

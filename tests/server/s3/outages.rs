@@ -123,6 +123,33 @@ fn a_store_that_stalls_for_ever_does_not_hold_up_a_stop() {
     assert_stops_in_time("stalled answers", &site, stall, || proxy.stalled() > 0, || proxy.clear());
 }
 
+/// Nothing is known of the store yet: whether it overwrites, whose archive it holds, what lies in it.
+#[test]
+fn a_store_that_stalls_from_the_start_holds_up_neither_drop_database_nor_a_stop() {
+    let site = Site::behind_proxy(1).archiving();
+    let (cluster, proxy) = (&site.cluster, site.proxy());
+    cluster.psql("CREATE DATABASE d");
+    cluster.stop(Stop::Fast);
+    for target in ["/probe/", "/identity.json", "list-type=2"] {
+        proxy.inject(Rule::from(Fault::StallRequest(0)).target(target));
+        cluster.start();
+        cluster.write_segments(3);
+        wait_until(&format!("a request for {target} stalls"), || proxy.stalled() > 0);
+        let began = Instant::now();
+        cluster.psql("DROP DATABASE d");
+        cluster.psql("CREATE DATABASE d");
+        let dropped = began.elapsed();
+        let stopped = cluster.stop(Stop::Fast);
+        println!("{target} stalls from the start: DROP DATABASE in {dropped:?}, stopped in {stopped:?}");
+        assert!(dropped < Duration::from_secs(3) && stopped < LONGEST_STOP, "{target}: {dropped:?}, {stopped:?}");
+        assert_no_crash(cluster);
+        proxy.clear();
+    }
+    cluster.start();
+    cluster.drain();
+    assert!(site.assert_complete() >= 9);
+}
+
 #[test]
 fn a_store_that_answers_503_for_ever_does_not_hold_up_a_stop() {
     let site = Site::behind_proxy(1).archiving();

@@ -301,6 +301,7 @@ impl S3Store {
         let mut digesting = Digesting::new(checksum);
         let written = match body {
             Body::Bytes(bytes) => digesting.write_all(bytes),
+            Body::Lent(bytes) => digesting.write_all((**bytes).as_ref()),
             Body::Shared(bytes) => digesting.write_all(bytes),
             Body::Stream(write) => write(&mut digesting),
         };
@@ -314,19 +315,18 @@ impl S3Store {
         let mut call = self.object_call(Method::PUT, key)?;
         call.headers = self.put_headers(attributes, guard, checksum, &digests, &put_id)?;
         call.sha256 = hex::encode(digests.sha256);
+        call.body = match body {
+            Body::Bytes(bytes) => Bytes::copy_from_slice(bytes),
+            Body::Lent(bytes) => Bytes::copy_from_slice((**bytes).as_ref()),
+            Body::Shared(bytes) => bytes.clone(),
+            Body::Stream(_) => Bytes::new(),
+        };
         let answer = match body {
-            Body::Bytes(bytes) => {
-                call.body = Bytes::copy_from_slice(bytes);
-                self.session.call(&call)
-            }
-            Body::Shared(bytes) => {
-                call.body = bytes.clone();
-                self.session.call(&call)
-            }
             Body::Stream(write) => {
                 let mut streamed = Streamed { length: digests.length, crc32c: digests.crc32c, write: *write };
                 self.session.call_streamed(&call, &mut streamed)
             }
+            _ => self.session.call(&call),
         };
         match answer {
             Ok(answer) if answer.headers.contains_key(ETAG) => Ok(Put::Created { stored_size: digests.length }),
