@@ -99,6 +99,9 @@ pub fn compression(config: &Config) -> Row {
         match config.compression {
             Compression::None => format.to_string(),
             one if one.has_one_speed() => format!("{format}, which has one speed: compression_level changes nothing"),
+            _ if config.backlog_level != config.level => {
+                format!("{format}, level {}, and {} while files wait", config.level, config.backlog_level)
+            }
             _ => format!("{format}, level {}", config.level),
         },
     )

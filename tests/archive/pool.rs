@@ -1,6 +1,7 @@
 //! The pool of threads as PostgreSQL drives it: one file asked for at a time, others done ahead.
 
 use archiver_core::archive::{Answer, Archiver, StoredFile, WalFile};
+use archiver_core::codec::{Compression, Encoder};
 use archiver_core::config::Setting;
 use archiver_core::error::{Error, Kind};
 use archiver_tests::{PATIENCE, Site, eventually, wal_name};
@@ -101,6 +102,29 @@ fn every_file_is_archived_in_order(workers: &str, read_ahead: &str) {
     if read_ahead == "0" {
         assert_eq!(totals.read_ahead_hits, 0);
     }
+}
+
+#[test]
+fn an_adaptive_level_is_low_while_files_wait_and_medium_when_none_does() {
+    let site = Site::new().with(Setting::Workers, "1").with(Setting::CompressionLevel, "adaptive");
+    let size_at = |level: &str, file: &WalFile| {
+        let (plain, mut encoded) = (fs::read(&file.path).unwrap(), Vec::new());
+        let level = Compression::Zstd.level(level).unwrap();
+        Encoder::new(Compression::Zstd, level).unwrap().encode(&plain, &mut encoded).unwrap();
+        encoded.len() as u64
+    };
+    let files = offered(&site, 0..10);
+    let mut process = Process::new(&site);
+    assert_ne!(size_at("low", &files[0]), size_at("medium", &files[0]));
+    for file in &files {
+        let stored = process.archive(file).unwrap();
+        done(&site, file);
+        if file == &files[0] {
+            assert_eq!(stored.stored_size, size_at("low", file), "nine wait");
+        }
+    }
+    let last = site.offer_segment(10);
+    assert_eq!(process.archive(&last).unwrap().stored_size, size_at("medium", &last), "none waits");
 }
 
 #[test]

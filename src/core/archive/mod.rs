@@ -190,6 +190,11 @@ impl Archive {
     /// When this returns, the file is durable at its place; it is archived once [`Archive::record`] has returned, too.
     /// An equal file that stands there already is success, any other is refused and never replaced.
     pub fn store(&self, file: &WalFile) -> Result<StoredFile> {
+        self.store_at(file, self.config.level)
+    }
+
+    /// The same at another level.
+    fn store_at(&self, file: &WalFile, level: i32) -> Result<StoredFile> {
         let place = self.place()?;
         self.confirm_identity(place)?;
         let mut desk = self.desks.take(&self.pulse)?;
@@ -204,7 +209,7 @@ impl Archive {
                 key = other;
                 Put::AlreadyExists
             }
-            None => self.put(place, &key, file, &source, desk)?,
+            None => self.put(place, &key, file, &source, level, desk)?,
         };
         let (stored_size, compression, modified, created) = match put {
             Put::Created { stored_size } => {
@@ -263,6 +268,11 @@ impl Archive {
         desks_in_memory(&self.config, &self.cluster)
     }
 
+    /// The level for a file when so many, with it, are not stored yet.
+    fn level(&self, unfinished: usize) -> i32 {
+        if unfinished > 2 * self.desks() { self.config.backlog_level } else { self.config.level }
+    }
+
     /// How many threads it can use: more than there are desks, since a file that waits for the disk or the network is at
     /// none.
     pub fn threads(&self) -> usize {
@@ -281,7 +291,15 @@ impl Archive {
         }
     }
 
-    fn put(&self, place: &Place, key: &str, file: &WalFile, source: &Source, mut desk: TakenDesk<'_>) -> Result<Put> {
+    fn put(
+        &self,
+        place: &Place,
+        key: &str,
+        file: &WalFile,
+        source: &Source,
+        level: i32,
+        mut desk: TakenDesk<'_>,
+    ) -> Result<Put> {
         let content = Content { size: source.plain_size, hash: source.hash };
         let attributes = Attributes { modified: source.modified, content: Some(content) };
         // A source that is compressed already goes as it is.
@@ -289,7 +307,6 @@ impl Archive {
             Compression::None => self.config.compression,
             _ => Compression::None,
         };
-        let level = self.config.level;
         let (encoder, plain, encoded) = desk.encoder(compression, level)?;
         if source.is_in_memory {
             let is_encoded = compression != Compression::None;
@@ -458,7 +475,8 @@ fn desk_bytes(config: &Config, cluster: &Cluster) -> u64 {
     const PIECES: u64 = 1 << 20;
     let segment = cluster.segment_size.bytes();
     let is_streamed = segment > max_buffer_bytes(config);
-    let encoder = config.compression.encoder_memory_bytes(config.level, segment, is_streamed);
+    let encoder_at = |level| config.compression.encoder_memory_bytes(level, segment, is_streamed);
+    let encoder = encoder_at(config.level).max(encoder_at(config.backlog_level));
     let buffers = if is_streamed { PIECES } else { segment + codec::most_encoded_bytes(segment) + PIECES };
     buffers + encoder
 }

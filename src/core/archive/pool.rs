@@ -428,8 +428,8 @@ fn run_worker(shared: &Shared, generation: u64) {
 }
 
 fn work(shared: &Shared, generation: u64) {
-    while let Some((file, archive)) = next_job(shared, generation) {
-        let outcome = catch_unwind(AssertUnwindSafe(|| archive.store(&file)))
+    while let Some((file, level, archive)) = next_job(shared, generation) {
+        let outcome = catch_unwind(AssertUnwindSafe(|| archive.store_at(&file, level)))
             .unwrap_or_else(|panic| Err(panicked(&file.name, &*panic)));
         drop(archive);
         let mut state = shared.lock();
@@ -449,7 +449,7 @@ fn work(shared: &Shared, generation: u64) {
 }
 
 /// Waits for work. Nothing: this worker is to end.
-fn next_job(shared: &Shared, generation: u64) -> Option<(WalFile, Arc<Archive>)> {
+fn next_job(shared: &Shared, generation: u64) -> Option<(WalFile, i32, Arc<Archive>)> {
     let mut state = shared.lock();
     loop {
         if state.is_stopping || state.generation != generation {
@@ -471,15 +471,17 @@ fn next_job(shared: &Shared, generation: u64) -> Option<(WalFile, Arc<Archive>)>
 }
 
 impl State {
-    /// The file asked for if it is queued, else the first in PostgreSQL's order.
-    fn take_job(&mut self) -> Option<(WalFile, Arc<Archive>)> {
+    /// The file asked for if it is queued, else the first in PostgreSQL's order; and the level it is to be compressed at.
+    fn take_job(&mut self) -> Option<(WalFile, i32, Arc<Archive>)> {
         let archive = self.archive.clone()?;
         let is_queued = |job: &Job| matches!(job.phase, Phase::Queued);
         let asked = self.asked.filter(|asked| self.jobs.get(asked).is_some_and(is_queued));
         let name = asked.or_else(|| self.jobs.iter().find(|(_, job)| is_queued(job)).map(|(name, _)| *name))?;
+        let is_unfinished = |job: &&Job| matches!(job.phase, Phase::Queued | Phase::Running);
+        let level = archive.level(self.jobs.values().filter(is_unfinished).count());
         let job = self.jobs.get_mut(&name)?;
         job.phase = Phase::Running;
-        Some((WalFile { name, path: job.path.clone() }, archive))
+        Some((WalFile { name, path: job.path.clone() }, level, archive))
     }
 
     /// The stored files whose line may be written now: in order, up to the first that is not stored yet; and the one

@@ -96,7 +96,9 @@ impl Setting {
             Setting::Storage => "URL of the storage WAL files are archived to; empty means not configured.",
             Setting::ServerName => "Name of this cluster's directory below the storage URL.",
             Setting::Compression => "Compression of archived files: none, gzip, bzip2, xz, zstd, lz4 or snappy.",
-            Setting::CompressionLevel => "Compression level: low, medium, high or a number in the format's range.",
+            Setting::CompressionLevel => {
+                "Compression level: low, medium, high, a number in the format's range, or adaptive."
+            }
             Setting::Workers => "Threads that read, compress and store WAL files; 0 means one per core, at most 8.",
             Setting::ReadAhead => "WAL files in progress beyond the one PostgreSQL asks for; 0 means one at a time.",
             Setting::MemoryLimit => "Bound on the memory of all buffers; a segment too large for it is streamed.",
@@ -152,6 +154,9 @@ pub struct Destination {
     pub likely_format: Compression,
 }
 
+/// The level that is medium as long as the archiver keeps up, and low while files wait.
+const ADAPTIVE: &str = "adaptive";
+
 /// What the archiver needs to know to do its work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -161,6 +166,8 @@ pub struct Config {
     pub compression: Compression,
     /// The number of the level, as the format counts them.
     pub level: i32,
+    /// The same while files wait: another one where the level is adaptive.
+    pub backlog_level: i32,
     /// Threads, at least one.
     pub workers: usize,
     /// Files in progress beyond the one asked for.
@@ -274,7 +281,9 @@ impl Config {
         let compression = Compression::from_name(compression.text)
             .ok_or_else(|| compression.wrong(format!("Known are {}", Compression::names())))?;
         let level = settings.typed(Setting::CompressionLevel);
-        let level = compression.level(level.text).map_err(|cause| level.wrong(cause))?;
+        let (calm, busy) = if level.text == ADAPTIVE { ("medium", "low") } else { (level.text, level.text) };
+        let number = |name| compression.level(name).map_err(|cause| level.wrong(format!("{cause}, or {ADAPTIVE}")));
+        let (level, backlog_level) = (number(calm)?, number(busy)?);
         let workers = match settings.typed(Setting::Workers).number(&WORKERS)? {
             0 => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_AUTOMATIC_WORKERS),
             workers => workers,
@@ -288,7 +297,7 @@ impl Config {
                     "It must be a size from 16MB to 64GB; units are B, kB, MB, GB and TB, and kB where none is given";
                 memory_limit.wrong(rule)
             })?;
-        Ok(Config { destination, compression, level, workers, read_ahead, memory_limit_bytes })
+        Ok(Config { destination, compression, level, backlog_level, workers, read_ahead, memory_limit_bytes })
     }
 
     /// Everything that is missing or wrong, one error for each setting.
@@ -379,6 +388,20 @@ mod tests {
             assert!(error.message().contains(&format!("\"{value}\"")), "{error}");
             assert!(error.detail_text().is_some_and(|detail| detail.ends_with('.')), "{error:?}");
         }
+    }
+
+    #[test]
+    fn an_adaptive_level_is_lower_while_files_wait() {
+        let levels = |compression: &str, level: &str| {
+            parse(&[(Setting::Compression, compression), (Setting::CompressionLevel, level)])
+                .map(|config| (config.level, config.backlog_level))
+        };
+        assert_eq!(levels("zstd", "adaptive"), Ok((4, 1)));
+        assert_eq!(levels("gzip", "adaptive"), Ok((6, 1)));
+        assert_eq!(levels("none", "adaptive"), Ok((0, 0)));
+        assert_eq!(levels("zstd", "7"), Ok((7, 7)));
+        let wrong = levels("zstd", "adaptable").unwrap_err();
+        assert!(wrong.detail_text().is_some_and(|detail| detail.contains("or adaptive")), "{wrong:?}");
     }
 
     #[test]
