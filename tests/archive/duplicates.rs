@@ -8,7 +8,11 @@ use std::fs::{self, FileTimes, OpenOptions};
 
 #[test]
 fn a_file_offered_twice_is_stored_once_and_has_one_line() {
-    let site = Site::new();
+    assert_stored_once(Site::new());
+    assert_stored_once(Site::new().with(Setting::Compression, "none"));
+}
+
+fn assert_stored_once(site: Site) {
     let file = site.offer_segment(1);
     let archive = site.archive();
     let first = archive_file(&archive, &file).unwrap();

@@ -115,12 +115,13 @@ fn an_adaptive_level_is_low_while_files_wait_and_medium_when_none_does() {
     };
     let files = offered(&site, 0..10);
     let mut process = Process::new(&site);
-    assert_ne!(size_at("low", &files[0]), size_at("medium", &files[0]));
+    assert_ne!(size_at("low", &files[1]), size_at("medium", &files[1]));
     for file in &files {
         let stored = process.archive(file).unwrap();
         done(&site, file);
-        if file == &files[0] {
-            assert_eq!(stored.stored_size, size_at("low", file), "nine wait");
+        // The first may be begun before the others are seen.
+        if file == &files[1] {
+            assert_eq!(stored.stored_size, size_at("low", file), "eight wait");
         }
     }
     let last = site.offer_segment(10);

@@ -19,7 +19,16 @@ fn plain(stored: &[u8]) -> (Compression, Vec<u8>) {
 
 #[test]
 fn a_file_that_is_not_what_its_name_says_is_refused_and_nothing_stored() {
-    let site = Site::new();
+    assert_unfit_sources_are_refused("zstd");
+}
+
+#[test]
+fn what_was_copied_of_a_file_that_is_not_what_its_name_says_is_thrown_away() {
+    assert_unfit_sources_are_refused("none");
+}
+
+fn assert_unfit_sources_are_refused(compression: &str) {
+    let site = Site::new().with(Setting::Compression, compression);
     archive_file(&site.archive(), &site.offer_segment(1)).unwrap();
     let before = tree(&site.storage());
     let name = site.name(5);

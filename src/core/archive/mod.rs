@@ -29,7 +29,7 @@ use desk::{Desks, TakenDesk};
 use nix::unistd::geteuid;
 use once_cell::sync::OnceCell;
 use siblings::Siblings;
-use source::Source;
+use source::{Opened, Source};
 use std::fs::{self, Metadata};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
@@ -199,22 +199,29 @@ impl Archive {
         self.confirm_identity(place)?;
         let mut desk = self.desks.take(&self.pulse)?;
         let started = Instant::now();
-        let source = source::read(file, &self.cluster, max_buffer_bytes(&self.config), &mut desk.plain, &self.pulse)?;
-        let content = Content { size: source.plain_size, hash: source.hash };
-        let compression = self.compression_of(&source);
+        let opened = source::open(file, &self.cluster)?;
+        let (stamp, modified) = (opened.stamp, opened.modified);
+        // A source that is compressed already goes as it is.
+        let compression = match opened.compression {
+            Compression::None => self.config.compression,
+            already => already,
+        };
         let mut key = place.layout.wal_key(&file.name, compression);
-        let in_other_format = self.siblings.find(place, &file.name, &key)?;
-        let put = match in_other_format {
+        let (put, content) = match self.siblings.find(place, &file.name, &key)? {
             Some(other) => {
                 key = other;
-                Put::AlreadyExists
+                (Put::AlreadyExists, opened.read(0, &mut desk.plain, &self.pulse)?.content)
             }
-            None => self.put(place, &key, file, &source, level, desk)?,
+            None if compression == Compression::None && !place.is_remote() => self.copy(place, &key, opened, desk)?,
+            None => {
+                let source = opened.read(max_buffer_bytes(&self.config), &mut desk.plain, &self.pulse)?;
+                (self.put(place, &key, file, &source, level, desk)?, source.content)
+            }
         };
         let (stored_size, compression, modified, created) = match put {
             Put::Created { stored_size } => {
                 self.siblings.add(place, &file.name, &key);
-                (stored_size, compression, source.modified, true)
+                (stored_size, compression, modified, true)
             }
             Put::AlreadyExists => {
                 let compared = duplicate::compare(place, &file.name, &key, &content, &self.pulse);
@@ -226,11 +233,11 @@ impl Archive {
         self.confirm_identity(place)?;
         Ok(StoredFile {
             name: file.name,
-            stamp: source.stamp,
+            stamp,
             location: place.store.location(&key),
-            plain_size: source.plain_size,
+            plain_size: content.size,
             stored_size,
-            hash: source.hash,
+            hash: content.hash,
             compression,
             modified,
             created,
@@ -284,10 +291,20 @@ impl Archive {
         (self.config.read_ahead + 1).clamp(desks, waiting.max(desks))
     }
 
-    fn compression_of(&self, source: &Source) -> Compression {
-        match source.compression {
-            Compression::None => self.config.compression,
-            already => already,
+    /// Stores a file as it is, which is read and hashed while it is written.
+    fn copy(&self, place: &Place, key: &str, source: Opened<'_>, desk: TakenDesk<'_>) -> Result<(Put, Content)> {
+        let attributes = Attributes { modified: source.modified, content: None };
+        let (mut desk, mut copied) = (Some(desk), None);
+        let mut stream = |out: &mut dyn Write| {
+            let mut desk = desk.take().map_or_else(|| self.desks.take(&self.pulse), Ok).map_err(io::Error::other)?;
+            copied = Some(source.copy(&mut desk.plain, out, &self.pulse)?);
+            Ok(())
+        };
+        let put = place.store.put_new(key, Body::Stream(&mut stream), &attributes)?;
+        match copied {
+            Some(content) => Ok((put, content)),
+            // One stands there already, with which it is to be compared.
+            None => Ok((put, source.read(0, &mut Vec::new(), &self.pulse)?.content)),
         }
     }
 
@@ -300,9 +317,7 @@ impl Archive {
         level: i32,
         mut desk: TakenDesk<'_>,
     ) -> Result<Put> {
-        let content = Content { size: source.plain_size, hash: source.hash };
-        let attributes = Attributes { modified: source.modified, content: Some(content) };
-        // A source that is compressed already goes as it is.
+        let attributes = Attributes { modified: source.modified, content: Some(source.content) };
         let compression = match source.compression {
             Compression::None => self.config.compression,
             _ => Compression::None,
@@ -326,7 +341,7 @@ impl Archive {
             let mut again = &source.file;
             again.rewind()?;
             let mut hashed = Hashed { inner: Beating::new(again, &self.pulse), hasher: blake3::Hasher::new() };
-            let encoded = encoder.encode_stream(&mut hashed, source.plain_size, out);
+            let encoded = encoder.encode_stream(&mut hashed, source.content.size, out);
             // The encoder, too, fails for a file that was cut short meanwhile.
             let is_unchanged = source.is_unchanged()? && (encoded.is_err() || hashed.hash() == source.raw_hash);
             if is_unchanged { encoded } else { Err(io::Error::other(changed_between_passes(file))) }

@@ -2,12 +2,12 @@
 
 use crate::codec::{self, Compression};
 use crate::error::{Error, Kind, Result};
-use crate::hash::Hash;
+use crate::hash::{Content, Hash};
 use crate::identity::Cluster;
 use crate::pulse::{Beating, Pulse};
 use crate::wal::{LongPageHeader, WalName};
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -55,11 +55,9 @@ pub struct Source {
     pub stamp: Stamp,
     /// Its modification time.
     pub modified: SystemTime,
-    /// Bytes of plain content.
-    pub plain_size: u64,
-    /// Hash of the plain content.
-    pub hash: Hash,
-    /// Hash of the file as it is: the same unless it is compressed already.
+    /// The plain content.
+    pub content: Content,
+    /// Hash of the file as it is: the content's unless it is compressed already.
     pub raw_hash: Hash,
     /// The format it is compressed in already; it is stored as it is then.
     pub compression: Compression,
@@ -79,73 +77,135 @@ const PIECE_BYTES: usize = 256 << 10;
 /// Labels and histories are a few hundred bytes.
 const MAX_TEXT_FILE_BYTES: u64 = 1 << 20;
 
-/// Reads `file`. Up to `max_buffer_bytes` it is left in `buffer`; a larger one leaves nothing there and is to be read again.
-pub fn read(
-    file: &WalFile,
-    cluster: &Cluster,
-    max_buffer_bytes: u64,
-    buffer: &mut Vec<u8>,
-    pulse: &Pulse,
-) -> Result<Source> {
-    let failed = |action: &str, error: &io::Error| Error::io(action, &file.path, error).of_kind(Kind::Source);
+/// A source that was opened; of its content only the first bytes were looked at.
+pub struct Opened<'a> {
+    wal: &'a WalFile,
+    cluster: &'a Cluster,
+    file: File,
+    length: u64,
+    /// Which file it is.
+    pub stamp: Stamp,
+    /// Its modification time.
+    pub modified: SystemTime,
+    /// The format it is compressed in already; it is stored as it is then.
+    pub compression: Compression,
+}
+
+/// Opens `wal`, a file of that cluster.
+pub fn open<'a>(wal: &'a WalFile, cluster: &'a Cluster) -> Result<Opened<'a>> {
     // Nothing else may take its place meanwhile: no link to another file, no pipe that nobody writes to.
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    let mut opened = options.open(&file.path).map_err(|error| failed("open file", &error))?;
-    let meta = opened.metadata().map_err(|error| failed("stat file", &error))?;
+    let file = options.open(&wal.path).map_err(|error| failed(wal, "open file", &error))?;
+    let meta = file.metadata().map_err(|error| failed(wal, "stat file", &error))?;
     if !meta.is_file() {
-        return Err(unfit(file, "it is not a regular file"));
+        return Err(unfit(wal, "it is not a regular file"));
     }
-    let stamp = Stamp::of(&meta);
-    let limit = size_limit(&file.name, cluster);
     // It may be compressed already; a longer one is not worth reading.
-    if meta.len() > codec::most_encoded_bytes(limit) {
-        return Err(unfit(file, &format!("it is {} bytes long", meta.len())));
+    if meta.len() > codec::most_encoded_bytes(size_limit(&wal.name, cluster)) {
+        return Err(unfit(wal, &format!("it is {} bytes long", meta.len())));
     }
-    let is_in_memory = meta.len() <= max_buffer_bytes;
-
-    // What it held before is written over, which costs less than clearing it.
-    let room = if is_in_memory { usize::try_from(meta.len()).unwrap_or(usize::MAX) } else { 0 };
-    buffer.try_reserve_exact(room.saturating_sub(buffer.len())).map_err(|_| out_of_memory(file, meta.len()))?;
-    buffer.resize(room, 0);
-    // A file that grows meanwhile is found out by its stamp.
-    let as_it_is =
-        if is_in_memory { scan_into(buffer, &mut opened, pulse) } else { scan((&mut opened).take(meta.len()), pulse) };
-    let as_it_is = as_it_is.map_err(|error| failed("read file", &error))?;
-    buffer.truncate(usize::try_from(as_it_is.size).unwrap_or(usize::MAX));
-
-    let compression = Compression::detect(&as_it_is.head).unwrap_or(Compression::None);
-    let raw_hash = as_it_is.hash;
-    let plain = match compression {
-        Compression::None => as_it_is,
-        _ => {
-            let unreadable = |error: io::Error| {
-                let cause = crate::error::plain_cause(&error);
-                unfit(file, &format!("it is compressed with {} and does not unpack: {cause}", compression.name()))
-            };
-            let mut again = &opened;
-            again.rewind().map_err(|error| failed("read file", &error))?;
-            let stored: Box<dyn Read + '_> = if is_in_memory { Box::new(buffer.as_slice()) } else { Box::new(again) };
-            let decoder = codec::decode(stored, limit).map_err(unreadable)?;
-            scan(decoder.plain, pulse).map_err(unreadable)?
-        }
-    };
-    check_content(file, cluster, &plain)?;
-
-    let source = Source {
+    let mut head = Vec::with_capacity(Compression::MAGIC_LENGTH);
+    let looked = (&file).take(Compression::MAGIC_LENGTH as u64).read_to_end(&mut head);
+    looked.map_err(|error| failed(wal, "read file", &error))?;
+    Ok(Opened {
+        wal,
+        cluster,
+        file,
+        length: meta.len(),
+        stamp: Stamp::of(&meta),
         modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
-        file: opened,
-        stamp,
-        plain_size: plain.size,
-        hash: plain.hash,
-        raw_hash,
-        compression,
-        is_in_memory,
-    };
-    if !source.is_unchanged().map_err(|error| failed("stat file", &error))? {
-        return Err(unfit(file, "it changed while it was read").retry_if(true));
+        compression: Compression::detect(&head).unwrap_or(Compression::None),
+    })
+}
+
+impl Opened<'_> {
+    /// Copies a file that is not compressed to `out`, piece by piece, each while it is in the processor's cache, and answers
+    /// what it was. Whoever gets an error throws away what was written.
+    ///
+    /// A fault of the source travels as [`io::Error::other`] around a [`crate::Error`].
+    pub fn copy(&self, piece: &mut Vec<u8>, out: &mut dyn Write, pulse: &Pulse) -> io::Result<Content> {
+        piece.resize(PIECE_BYTES, 0);
+        let reader = self.rewound().map_err(io::Error::other)?;
+        let mut unwritten = None;
+        let scanned = scan(reader.take(self.length), piece, pulse, |piece| {
+            out.write_all(piece).map_err(|error| unwritten.insert(error).kind().into())
+        });
+        let scanned = match (scanned, unwritten) {
+            (Ok(scanned), _) => scanned,
+            (Err(_), Some(error)) => return Err(error),
+            (Err(error), None) => return Err(io::Error::other(failed(self.wal, "read file", &error))),
+        };
+        let checked = check_content(self.wal, self.cluster, &scanned).and_then(|()| self.confirm_unchanged());
+        checked.map_err(io::Error::other)?;
+        Ok(Content { size: scanned.size, hash: scanned.hash })
     }
-    Ok(source)
+
+    /// Reads it. Up to `max_buffer_bytes` it is left in `buffer`; a larger one leaves nothing there and is to be read again.
+    pub fn read(self, max_buffer_bytes: u64, buffer: &mut Vec<u8>, pulse: &Pulse) -> Result<Source> {
+        let failed = |error: io::Error| failed(self.wal, "read file", &error);
+        let is_in_memory = self.length <= max_buffer_bytes;
+        // What it held before is written over, which costs less than clearing it.
+        let room = if is_in_memory { usize::try_from(self.length).unwrap_or(usize::MAX) } else { 0 };
+        let more = room.saturating_sub(buffer.len());
+        buffer.try_reserve_exact(more).map_err(|_| out_of_memory(self.wal, self.length))?;
+        buffer.resize(room, 0);
+        // A file that grows meanwhile is found out by its stamp.
+        let file = self.rewound()?;
+        let as_it_is = match is_in_memory {
+            true => scan_into(buffer, file, pulse),
+            false => scan(file.take(self.length), &mut vec![0; PIECE_BYTES], pulse, |_| Ok(())),
+        };
+        let as_it_is = as_it_is.map_err(failed)?;
+        buffer.truncate(usize::try_from(as_it_is.size).unwrap_or(usize::MAX));
+
+        let compression = Compression::detect(&as_it_is.head).unwrap_or(Compression::None);
+        let raw_hash = as_it_is.hash;
+        let plain = match compression {
+            Compression::None => as_it_is,
+            _ => {
+                let unreadable = |error: io::Error| {
+                    let cause = crate::error::plain_cause(&error);
+                    let name = compression.name();
+                    unfit(self.wal, &format!("it is compressed with {name} and does not unpack: {cause}"))
+                };
+                let file = self.rewound()?;
+                let stored: Box<dyn Read + '_> =
+                    if is_in_memory { Box::new(buffer.as_slice()) } else { Box::new(file) };
+                let limit = size_limit(&self.wal.name, self.cluster);
+                let decoder = codec::decode(stored, limit).map_err(unreadable)?;
+                scan(decoder.plain, &mut vec![0; PIECE_BYTES], pulse, |_| Ok(())).map_err(unreadable)?
+            }
+        };
+        check_content(self.wal, self.cluster, &plain)?;
+        self.confirm_unchanged()?;
+        Ok(Source {
+            content: Content { size: plain.size, hash: plain.hash },
+            file: self.file,
+            stamp: self.stamp,
+            modified: self.modified,
+            raw_hash,
+            compression,
+            is_in_memory,
+        })
+    }
+
+    fn rewound(&self) -> Result<&File> {
+        (&self.file).rewind().map_err(|error| failed(self.wal, "read file", &error))?;
+        Ok(&self.file)
+    }
+
+    fn confirm_unchanged(&self) -> Result<()> {
+        let meta = self.file.metadata().map_err(|error| failed(self.wal, "stat file", &error))?;
+        if Stamp::of(&meta) == self.stamp {
+            return Ok(());
+        }
+        Err(unfit(self.wal, "it changed while it was read").retry_if(true))
+    }
+}
+
+fn failed(wal: &WalFile, action: &str, error: &io::Error) -> Error {
+    Error::io(action, &wal.path, error).of_kind(Kind::Source)
 }
 
 /// What one pass over a file's bytes tells.
@@ -177,14 +237,22 @@ impl Scan {
     }
 }
 
-/// Reads to the end and keeps nothing.
-fn scan(reader: impl Read, pulse: &Pulse) -> io::Result<Scanned> {
+/// Reads to the end, each piece into `piece`, and hands it on.
+fn scan(
+    reader: impl Read,
+    piece: &mut [u8],
+    pulse: &Pulse,
+    mut each: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<Scanned> {
     let mut reader = Beating::new(reader, pulse);
-    let (mut scan, mut piece) = (Scan::default(), vec![0; PIECE_BYTES]);
+    let mut scan = Scan::default();
     loop {
-        match read_some(&mut reader, &mut piece)? {
+        match read_some(&mut reader, piece)? {
             0 => return Ok(scan.end()),
-            count => scan.add(&piece[..count]),
+            count => {
+                scan.add(&piece[..count]);
+                each(&piece[..count])?;
+            }
         }
     }
 }
