@@ -47,6 +47,7 @@ impl Arguments {
             (Setting::CompressionLevel, Command::Archive(archive)) => &archive.compression_level,
             (Setting::MemoryLimit, Command::Archive(archive)) => &archive.memory_limit,
             (Setting::RetryTimeout, Command::Archive(archive)) => &archive.retry_timeout,
+            (Setting::RestorePrefetch, Command::Restore(restore)) => &restore.restore_prefetch,
             _ => &None,
         };
         given.clone()
@@ -67,6 +68,9 @@ pub enum Command {
     Status(Status),
     /// Judge whether archiving works
     Check(Check),
+    /// Fetch ahead of a server in recovery; started by restore
+    #[command(hide = true)]
+    Prefetch,
 }
 
 #[derive(Args, Debug)]
@@ -194,7 +198,9 @@ pub struct Check {
 #[command(after_help = "In postgresql.conf:\n  restore_command = 'archiver restore %f %p'\n\n\
     Exit codes: 0 restored; 1 the archive was seen and holds no such file; 255 any other failure, so that PostgreSQL \
     stops rather than promotes early; 2 instead of 255 where the data directory holds standby.signal, so that the \
-    standby keeps asking.")]
+    standby keeps asking.\n\n\
+    While a server recovers, the segments after the one it asks for are fetched ahead into pg_wal/archiver_prefetch by a \
+    process that ends by itself. Only DEST pg_wal/RECOVERYXLOG, which the server's own recovery gives, starts it.")]
 pub struct Restore {
     /// The WAL file wanted: %f in restore_command
     pub name: String,
@@ -209,6 +215,10 @@ pub struct Restore {
     /// What a standby does on a failure other than "not there": ask again, or stop the server
     #[arg(long, value_enum, default_value = "retry")]
     pub on_error: OnError,
+
+    /// Segments fetched ahead during recovery; 0 means none
+    #[arg(long, value_name = "NUMBER")]
+    pub restore_prefetch: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> u8 {
     let done = match &arguments.command {
         Command::Restore(restore) => return commands::restore::run(arguments, restore),
+        Command::Prefetch => return commands::restore::prefetch(arguments),
         Command::Archive(archive) => commands::archive::run(arguments, archive),
         Command::List(list) => commands::list::list(arguments, list),
         Command::Exists(exists) => commands::list::exists(arguments, exists),

@@ -63,8 +63,13 @@ pub fn read(arguments: &Arguments, data_directory: &Path) -> Result<Settings> {
     Ok(settings)
 }
 
+/// The name of a setting in the environment.
+pub fn variable(setting: Setting) -> String {
+    format!("ARCHIVER_{}", setting.name().to_ascii_uppercase())
+}
+
 fn from_environment(setting: Setting) -> Result<Option<String>> {
-    let name = format!("ARCHIVER_{}", setting.name().to_ascii_uppercase());
+    let name = variable(setting);
     match std::env::var(&name) {
         Ok(value) => Ok(Some(value)),
         Err(VarError::NotPresent) => Ok(None),

@@ -4,6 +4,7 @@ use crate::archive::WalFile;
 use crate::codec;
 use crate::error::{Error, Kind, Result};
 use crate::identity::{Cluster, Marker};
+use crate::owner::Owner;
 use crate::wal::{LongPageHeader, SegmentSize, WalName, major_of_magic};
 use nix::unistd::geteuid;
 use std::fs::{self, File};
@@ -21,6 +22,20 @@ pub fn system_identifier(data_directory: &Path) -> Result<Option<u64>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read control file", &path, &error)),
     }
+}
+
+/// The server that recovers `data_directory` from an archive; nothing where none does, or another user's.
+///
+/// One of the two files that ask for it lies there until recovery has ended (PostgreSQL, xlogrecovery.c,
+/// `readRecoverySignalFile`), and the first line of postmaster.pid tells the postmaster.
+pub fn recovering_server(data_directory: &Path) -> Option<Owner> {
+    let has = |name: &str| data_directory.join(name).exists();
+    let is_ours = || fs::metadata(data_directory).is_ok_and(|meta| meta.uid() == geteuid().as_raw());
+    if !(has("recovery.signal") || has("standby.signal")) || !is_ours() {
+        return None;
+    }
+    let lock_file = fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+    Owner::of_process(lock_file.lines().next()?.trim().parse().ok()?)
 }
 
 /// The cluster in `data_directory`, with its memory of the archives it has begun; nothing where no cluster lies there.
@@ -142,6 +157,27 @@ mod tests {
         let offered = directory.path().join(NAME);
         fs::write(&offered, header(7, 1 << 20).to_bytes()).unwrap();
         assert_eq!(cluster(directory.path(), &[file(&offered)]).unwrap().unwrap().0, expected);
+    }
+
+    #[test]
+    fn a_server_recovers_while_it_lives_and_the_signal_file_is_there() {
+        let directory = data_directory();
+        let path = |name: &str| directory.path().join(name);
+        let myself = std::process::id();
+        fs::write(path("postmaster.pid"), format!("{myself}\n/data\n")).unwrap();
+        assert_eq!(recovering_server(directory.path()), None, "no signal file");
+        for signal in ["recovery.signal", "standby.signal"] {
+            fs::write(path(signal), "").unwrap();
+            assert_eq!(recovering_server(directory.path()), Some(Owner::current()));
+            fs::remove_file(path(signal)).unwrap();
+        }
+        fs::write(path("standby.signal"), "").unwrap();
+        for other in [format!("-{myself}\n"), "4194305\n".to_string(), String::new()] {
+            fs::write(path("postmaster.pid"), &other).unwrap();
+            assert_eq!(recovering_server(directory.path()), None, "single-user, dead, unreadable: {other:?}");
+        }
+        fs::remove_file(path("postmaster.pid")).unwrap();
+        assert_eq!(recovering_server(directory.path()), None);
     }
 
     #[test]

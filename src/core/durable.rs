@@ -138,7 +138,7 @@ impl<'a> StagedFile<'a> {
 
     /// Renames the file to `target`, replacing what stands there.
     pub fn replace(mut self, target: &Path) -> Result<()> {
-        fs::rename(&self.path, target).map_err(|error| Error::io("rename file to", target, &error))?;
+        move_file(&self.path, target)?;
         self.gone = true;
         Ok(())
     }
@@ -178,6 +178,11 @@ impl Drop for StagedFile<'_> {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Gives a whole file another name on the same file system, replacing what stands there.
+pub fn move_file(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|error| Error::io("rename file to", to, &error))
 }
 
 /// The directory that a file lies in; of a bare name the current one.

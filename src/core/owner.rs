@@ -21,11 +21,14 @@ pub struct Owner {
 impl Owner {
     /// This process.
     pub fn current() -> Self {
-        let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        // A dot parts the fields of a name.
-        let host = host.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
         let pid = std::process::id();
-        Owner { host, pid, start_ticks: stat(pid).map_or(0, |stat| stat.start_ticks) }
+        Owner { host: this_host(), pid, start_ticks: stat(pid).map_or(0, |stat| stat.start_ticks) }
+    }
+
+    /// The process of that PID on this host; nothing where none lives.
+    pub fn of_process(pid: u32) -> Option<Self> {
+        let stat = stat(pid).filter(|stat| !stat.is_dead)?;
+        Some(Owner { host: this_host(), pid, start_ticks: stat.start_ticks })
     }
 
     /// A file name that no other call in any process makes: `<host>.<pid>.<start>.<number>`.
@@ -47,7 +50,7 @@ impl Owner {
     /// Whether a file of this owner, last changed at `changed`, is a leftover that nobody will finish:
     /// its maker is dead, or on another host and a day old. A maker that cannot be looked at counts as alive.
     pub fn has_left(&self, changed: SystemTime) -> bool {
-        if self.host != Owner::current().host {
+        if self.host != this_host() {
             return changed.elapsed().is_ok_and(|age| age > FOREIGN_LEFTOVER_AGE);
         }
         match stat(self.pid) {
@@ -55,6 +58,12 @@ impl Owner {
             None => kill(Pid::from_raw(self.pid.cast_signed()), None) == Err(Errno::ESRCH),
         }
     }
+}
+
+fn this_host() -> String {
+    let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    // A dot parts the fields of a name.
+    host.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
 }
 
 struct Stat {
@@ -97,11 +106,13 @@ mod tests {
         let start_ticks = stat(child.id()).unwrap().start_ticks;
         let maker = Owner { pid: child.id(), start_ticks, ..Owner::current() };
         assert!(!maker.has_left(SystemTime::now()));
+        assert_eq!(Owner::of_process(child.id()), Some(maker.clone()));
         child.kill().unwrap();
         while !stat(child.id()).unwrap().is_dead {
             std::thread::yield_now();
         }
         assert!(maker.has_left(SystemTime::now()));
+        assert_eq!(Owner::of_process(child.id()), None);
         child.wait().unwrap();
     }
 

@@ -1,18 +1,21 @@
 //! `archiver restore NAME DEST`: the restore_command.
 
 use crate::args::{Arguments, OnError, Restore};
-use crate::output::tell;
+use crate::output::{DONE, tell};
 use crate::settings;
-use archiver_core::config::Destination;
+use archiver_core::config::{Destination, Setting, Settings};
 use archiver_core::data_directory::system_identifier;
 use archiver_core::place::Place;
 use archiver_core::pulse::Pulse;
 use archiver_core::report::Report;
+use archiver_core::restore::prefetch::{Recovery, serve};
 use archiver_core::restore::{Request, Restored, restore};
 use archiver_core::wal::WalName;
 use archiver_core::{Error, Kind, Result};
 use std::io::IsTerminal;
+use std::panic::catch_unwind;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 /// PostgreSQL takes every exit code of a restore_command from 1 to 125 for "not in the archive", also that of a usage
@@ -47,7 +50,8 @@ pub fn run(arguments: &Arguments, wanted: &Restore) -> u8 {
 fn restore_file(arguments: &Arguments, wanted: &Restore, data_directory: &Path) -> Result<Restored> {
     let name = WalName::parse(&wanted.name)
         .map_err(|bad| Error::new(Kind::Configuration, wanted.name.clone(), bad.to_string()))?;
-    let destination = Destination::parse(&settings::read(arguments, data_directory)?)?;
+    let settings = settings::read(arguments, data_directory)?;
+    let destination = Destination::parse(&settings)?;
     let request = Request {
         name,
         destination: &wanted.dest,
@@ -56,5 +60,30 @@ fn restore_file(arguments: &Arguments, wanted: &Restore, data_directory: &Path) 
         system_identifier: system_identifier(data_directory).unwrap_or(None),
         retry_timeout: destination.retry_timeout,
     };
-    restore(|| Place::open(&destination, &Arc::new(Pulse::new())), &request)
+    let open = || Place::open(&destination, &Arc::new(Pulse::new()));
+    match Recovery::of(&settings, data_directory, &request)? {
+        Some(recovery) => recovery.restore(open, &request, || start_helper(&settings, data_directory)),
+        None => restore(open, &request),
+    }
+}
+
+/// Starts the process that fetches ahead, under the same settings. Where it does not start, nothing is fetched ahead.
+fn start_helper(settings: &Settings, data_directory: &Path) {
+    let Ok(program) = std::env::current_exe() else { return };
+    let values = Setting::ALL.map(|setting| (settings::variable(setting), settings.get(setting)));
+    let mut command = Command::new(program);
+    command.arg("-D").arg(data_directory).arg("prefetch").envs(values);
+    // PostgreSQL, or a shell, may wait for the end of its pipes.
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _ = command.spawn();
+}
+
+/// Is that process. It always ends well: it falls to the init process, and where that is the postmaster of a container, any other end
+/// is taken for the crash of a backend.
+pub fn prefetch(arguments: &Arguments) -> u8 {
+    let _ = catch_unwind(|| {
+        let data_directory = settings::data_directory(arguments, None);
+        settings::read(arguments, &data_directory).and_then(|settings| serve(&settings, &data_directory))
+    });
+    DONE
 }

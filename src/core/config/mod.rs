@@ -36,6 +36,8 @@ pub enum Setting {
     AttemptTimeout,
     /// How long one file is tried.
     RetryTimeout,
+    /// How many segments are fetched ahead.
+    RestorePrefetch,
     /// From which age of the newest archived file check() fails.
     LastWalMaximumAge,
     /// From how many waiting files check() fails.
@@ -44,7 +46,7 @@ pub enum Setting {
 
 impl Setting {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Setting; 11] = [
+    pub const ALL: [Setting; 12] = [
         Setting::Storage,
         Setting::ServerName,
         Setting::Compression,
@@ -54,6 +56,7 @@ impl Setting {
         Setting::MemoryLimit,
         Setting::AttemptTimeout,
         Setting::RetryTimeout,
+        Setting::RestorePrefetch,
         Setting::LastWalMaximumAge,
         Setting::MaxIncomingWalsQueue,
     ];
@@ -70,6 +73,7 @@ impl Setting {
             Setting::MemoryLimit => "memory_limit",
             Setting::AttemptTimeout => "attempt_timeout",
             Setting::RetryTimeout => "retry_timeout",
+            Setting::RestorePrefetch => "restore_prefetch",
             Setting::LastWalMaximumAge => "last_wal_maximum_age",
             Setting::MaxIncomingWalsQueue => "max_incoming_wals_queue",
         }
@@ -87,6 +91,7 @@ impl Setting {
             Setting::MemoryLimit => "256MB",
             Setting::AttemptTimeout => "30s",
             Setting::RetryTimeout => "60s",
+            Setting::RestorePrefetch => "8",
         }
     }
 
@@ -105,6 +110,9 @@ impl Setting {
             Setting::AttemptTimeout => "How long one request to a store may go without any progress; S3 only.",
             Setting::RetryTimeout => {
                 "How long one file is tried, without any progress, before PostgreSQL is told that it failed."
+            }
+            Setting::RestorePrefetch => {
+                "Segments that \"archiver restore\" fetches ahead during recovery; 0 means none."
             }
             Setting::LastWalMaximumAge => "check() fails when the last archived WAL is older; empty means no limit.",
             Setting::MaxIncomingWalsQueue => "check() fails when more WAL files wait; empty means no limit.",
@@ -186,10 +194,20 @@ pub struct Limits {
     pub max_incoming_wals_queue: Option<u64>,
 }
 
+/// What fetching ahead during recovery needs to know. A wrong one stops no archiving, which has no use for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefetch {
+    /// Segments kept ahead.
+    pub segments: usize,
+    /// Bound on the memory of all buffers.
+    pub memory_limit_bytes: u64,
+}
+
 /// 0 workers means one per core, and no more than this.
 const MOST_AUTOMATIC_WORKERS: usize = 8;
 const WORKERS: RangeInclusive<u64> = 0..=64;
 const READ_AHEAD: RangeInclusive<u64> = 0..=1024;
+const RESTORE_PREFETCH: RangeInclusive<u64> = 0..=1000;
 const MEMORY_LIMIT_BYTES: RangeInclusive<u64> = (16 << 20)..=(64 << 30);
 const WAITING_FILES: RangeInclusive<u64> = 0..=1_000_000_000;
 const TIMEOUT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
@@ -217,6 +235,14 @@ impl Typed<'_> {
             self.wrong("It must be a time from 1s to 1h; units are us, ms, s, min, h and d, and ms where none is given")
         })?;
         Ok(Duration::from_millis(ms))
+    }
+
+    fn memory_bytes(&self) -> Result<u64> {
+        units::parse_bytes(self.text).filter(|bytes| MEMORY_LIMIT_BYTES.contains(bytes)).ok_or_else(|| {
+            self.wrong(
+                "It must be a size from 16MB to 64GB; units are B, kB, MB, GB and TB, and kB where none is given",
+            )
+        })
     }
 
     fn number(&self, range: &RangeInclusive<u64>) -> Result<usize> {
@@ -289,14 +315,7 @@ impl Config {
             workers => workers,
         };
         let read_ahead = settings.typed(Setting::ReadAhead).number(&READ_AHEAD)?;
-        let memory_limit = settings.typed(Setting::MemoryLimit);
-        let memory_limit_bytes = units::parse_bytes(memory_limit.text)
-            .filter(|bytes| MEMORY_LIMIT_BYTES.contains(bytes))
-            .ok_or_else(|| {
-                let rule =
-                    "It must be a size from 16MB to 64GB; units are B, kB, MB, GB and TB, and kB where none is given";
-                memory_limit.wrong(rule)
-            })?;
+        let memory_limit_bytes = settings.typed(Setting::MemoryLimit).memory_bytes()?;
         Ok(Config { destination, compression, level, backlog_level, workers, read_ahead, memory_limit_bytes })
     }
 
@@ -308,10 +327,21 @@ impl Config {
             for typed in [Some(setting), (setting == Setting::CompressionLevel).then_some(Setting::Compression)] {
                 typed.into_iter().for_each(|typed| alone.set(typed, settings.get(typed)));
             }
-            let error = Config::parse(&alone).err().or_else(|| Limits::parse(&alone).err())?;
+            let error = Config::parse(&alone).err();
+            let error = error.or_else(|| Limits::parse(&alone).err()).or_else(|| Prefetch::parse(&alone).err())?;
             (error.subject() == format!("archiver.{}", setting.name())).then_some(error)
         };
         Setting::ALL.into_iter().filter_map(wrong).collect()
+    }
+}
+
+impl Prefetch {
+    /// Reads the settings; fails with the first that is wrong.
+    pub fn parse(settings: &Settings) -> Result<Self> {
+        Ok(Prefetch {
+            segments: settings.typed(Setting::RestorePrefetch).number(&RESTORE_PREFETCH)?,
+            memory_limit_bytes: settings.typed(Setting::MemoryLimit).memory_bytes()?,
+        })
     }
 }
 
@@ -438,6 +468,20 @@ mod tests {
             assert_eq!(Limits::parse(&settings).unwrap_err().subject(), format!("archiver.{}", setting.name()));
             settings.set(Setting::Storage, "file:///srv/wal");
             assert!(Config::parse(&settings).is_ok(), "it stops no archiving");
+            assert_eq!(Config::problems(&settings).len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_wrong_prefetch_stops_no_archiving() {
+        let mut settings = Settings::default();
+        settings.set(Setting::Storage, "file:///srv/wal");
+        let expected = Prefetch { segments: 8, memory_limit_bytes: 256 << 20 };
+        assert_eq!(Prefetch::parse(&settings), Ok(expected));
+        for wrong in ["", "-1", "many", "1001"] {
+            settings.set(Setting::RestorePrefetch, wrong);
+            assert_eq!(Prefetch::parse(&settings).unwrap_err().subject(), "archiver.restore_prefetch", "{wrong}");
+            assert!(Config::parse(&settings).is_ok());
             assert_eq!(Config::problems(&settings).len(), 1);
         }
     }

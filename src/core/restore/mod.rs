@@ -1,9 +1,11 @@
 //! Fetching a WAL file back: found, decoded, compared with what was stored, and put in place whole or not at all.
 
+pub mod prefetch;
+
 use crate::codec;
 use crate::durable::{self, StagedFile};
 use crate::error::{Error, Kind, Result};
-use crate::hash::Hash;
+use crate::hash::{Content, Hash};
 use crate::identity::foreign_archive;
 use crate::place::Place;
 use crate::pulse::Pulse;
@@ -104,14 +106,29 @@ fn look(place: &Place, request: &Request<'_>) -> Result<Option<Restored>> {
 }
 
 fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Object, location: &str) -> Result<u64> {
-    let unfit = |cause: &io::Error| Error::of_stored_copy(location, cause, DAMAGE_HINT);
-    let damaged = |cause: String| unfit(&io::Error::other(cause));
     let destination = request.destination;
     let directory = durable::directory_of(destination);
     durable::sweep_leftovers(directory, TEMPORARY_PREFIX)?;
 
     let pulse = Pulse::new();
     let mut staged = StagedFile::create(directory, TEMPORARY_PREFIX, durable::mode_for_file_in(directory), &pulse)?;
+    let content = receive(place, name, request.system_identifier, object, location, &mut staged)?;
+    staged.replace(destination)?;
+    Ok(content.size)
+}
+
+/// Writes the plain content of a stored file into `staged`. Fails unless it is what was stored, and what its name and
+/// the cluster call for: only then may `staged` get another name.
+fn receive(
+    place: &Place,
+    name: &WalName,
+    system_identifier: Option<u64>,
+    object: Object,
+    location: &str,
+    staged: &mut StagedFile<'_>,
+) -> Result<Content> {
+    let unfit = |cause: &io::Error| Error::of_stored_copy(location, cause, DAMAGE_HINT);
+    let damaged = |cause: String| unfit(&io::Error::other(cause));
     let expected = object.meta.content;
     let mut decoder = codec::decode(object.body, LONGEST_SEGMENT).map_err(|error| unfit(&error))?;
     let mut hasher = blake3::Hasher::new();
@@ -140,7 +157,7 @@ fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Ob
     let (size, hash) = (staged.written_bytes(), Hash(hasher.finalize()));
 
     if name.is_wal() {
-        let segment_size = check_segment(name, request.system_identifier, &head).map_err(|cause| match cause {
+        let segment_size = check_segment(name, system_identifier, &head).map_err(|cause| match cause {
             BadHeader::SystemIdentifier { found, expected } => {
                 foreign_archive(&place.location(), &found.to_string(), expected)
             }
@@ -162,8 +179,7 @@ fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Ob
     {
         return Err(damaged(format!("it was stored as {}, and reads as {hash}", sum.hash)));
     }
-    staged.replace(destination)?;
-    Ok(size)
+    Ok(Content { size, hash })
 }
 
 /// Whether a segment is the one asked for, by its first page; answers the size it must have.

@@ -2,6 +2,7 @@
 
 mod archiving;
 mod listing;
+mod prefetching;
 
 use archiver_tests::Site;
 use serde_json::Value;
