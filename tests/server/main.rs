@@ -8,6 +8,7 @@ mod exits;
 mod gates;
 mod kills;
 mod looking;
+mod prefetching;
 mod privileges;
 mod process;
 mod recovery;

@@ -27,9 +27,9 @@ pub fn wait_for_end_of_recovery(cluster: &Cluster) {
     });
 }
 
-const CHECKSUM: &str = "SELECT count(*), md5(string_agg(t::text, ',' ORDER BY id)) FROM data AS t";
+pub const CHECKSUM: &str = "SELECT count(*), md5(string_agg(t::text, ',' ORDER BY id)) FROM data AS t";
 
-fn insert(cluster: &Cluster, rows: u32) {
+pub fn insert(cluster: &Cluster, rows: u32) {
     cluster.psql(&format!(
         "CREATE TABLE IF NOT EXISTS data (id bigint GENERATED ALWAYS AS IDENTITY, word text); \
          INSERT INTO data (word) SELECT md5(random()::text) FROM generate_series(1, {rows})"
