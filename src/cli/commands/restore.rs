@@ -72,6 +72,8 @@ fn start_helper(settings: &Settings, data_directory: &Path) {
     let Ok(program) = std::env::current_exe() else { return };
     let values = Setting::ALL.map(|setting| (settings::variable(setting), settings.get(setting)));
     let mut command = Command::new(program);
+    // Absolute, so that it says in a list of processes whose helper it is.
+    let data_directory = data_directory.canonicalize().unwrap_or_else(|_| data_directory.to_path_buf());
     command.arg("-D").arg(data_directory).arg("prefetch").envs(values);
     // PostgreSQL, or a shell, may wait for the end of its pipes.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -29,7 +29,7 @@ const LOOK_AT_SERVER: Duration = Duration::from_secs(1);
 /// (`wal_retrieve_retry_interval`).
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// News are looked for as often as they have been coming lately, within these bounds.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// Somebody may look just now whether the lock is free.
 const PATIENCE_FOR_LOCK: Duration = Duration::from_secs(1);
