@@ -199,8 +199,8 @@ impl<'a> Helper<'a> {
     fn act(&mut self) {
         let Some(position) = self.position else { return };
         let present: BTreeSet<SegmentName> = self.verified.union(&self.in_progress).copied().collect();
-        let free_bytes = statvfs(self.fetcher.folder.path())
-            .map_or(0, |free| u64::from(free.blocks_available()) * u64::from(free.fragment_size()));
+        let free_bytes =
+            statvfs(self.fetcher.folder.path()).map_or(0, |free| free.blocks_available() * free.fragment_size());
         let space = space(free_bytes, position.segment_size, present.len());
         let reach = reach(self.taken, self.most_segments).min(space);
         let missing = self.missing.map(|(segment, seen)| Missing { segment, is_due: seen.elapsed() > LOOK_AGAIN });
