@@ -211,6 +211,14 @@ impl Folder {
         }
     }
 
+    /// Removes the folder, unless somebody works there.
+    pub fn sweep(&self) {
+        // The lock is made where it is missing, but not the folder.
+        if let Some(lock) = self.lock() {
+            self.remove_all(&lock);
+        }
+    }
+
     /// Removes the folder with all that is in it. Only for the one that works here.
     pub fn remove_all(&self, lock: &Lock) {
         /// Somebody may note something meanwhile.
@@ -348,7 +356,10 @@ mod tests {
         folder.remove_all(&lock);
         assert!(folder.path().exists(), "it is another's now");
         let next = folder.lock().unwrap();
-        folder.remove_all(&next);
+        folder.sweep();
+        assert!(folder.path().exists(), "somebody works there");
+        drop(next);
+        folder.sweep();
         assert!(!folder.path().exists());
         assert!(folder.lock().is_none());
     }

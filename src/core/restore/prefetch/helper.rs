@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 /// A server that took nothing for so long streams, has all there is, or replays what took few segments to write.
 const LONGEST_IDLE: Duration = Duration::from_secs(20);
 /// How often it is looked whether the server still recovers.
-const LOOK_AT_SERVER: Duration = Duration::from_secs(1);
+const LOOK_AT_SERVER: Duration = Duration::from_millis(250);
 /// After how long a segment that was not there is looked for again: as often as a standby asks by default
 /// (`wal_retrieve_retry_interval`).
 const LOOK_AGAIN: Duration = Duration::from_secs(5);

@@ -49,22 +49,22 @@ pub struct Recovery {
 
 impl Recovery {
     /// The recovery of the server in `data_directory`, where it is that which asks and where it has segments fetched ahead.
-    /// Elsewhere, sees to it that nothing lies there that was fetched for an earlier one.
+    /// Where no server recovers, or none is to be fed, removes what was fetched for an earlier recovery.
     pub fn of(settings: &Settings, data_directory: &Path, request: &Request<'_>) -> Result<Option<Self>> {
         let folder = Folder::of_data_directory(data_directory);
+        let is_in_pg_wal = is_in_pg_wal(request.destination, data_directory);
+        let is_for_recovery = is_in_pg_wal && request.destination.file_name().is_some_and(|name| name == DESTINATION);
         if Prefetch::parse(settings)?.segments == 0 || recovering_server(data_directory).is_none() {
-            if folder.path().exists()
-                && let Some(lock) = folder.lock()
-            {
-                folder.remove_all(&lock);
+            // pg_rewind has listed the files in the data directory, and fails where it finds one gone (file_ops.c,
+            // remove_target_file).
+            if is_for_recovery || !is_in_pg_wal {
+                folder.sweep();
             }
             return Ok(None);
         }
         let (WalName::Segment(segment), Some(system_identifier)) = (request.name, request.system_identifier) else {
             return Ok(None);
         };
-        let is_for_recovery = is_in_pg_wal(request.destination, data_directory)
-            && request.destination.file_name().is_some_and(|name| name == DESTINATION);
         let origin = Origin::new(settings, system_identifier);
         Ok(is_for_recovery.then_some(Recovery { folder, origin, segment }))
     }
