@@ -80,8 +80,8 @@ fn start_helper(settings: &Settings, data_directory: &Path) {
     let _ = command.spawn();
 }
 
-/// Is that process. It always ends well: it falls to the init process, and where that is the postmaster of a container, any other end
-/// is taken for the crash of a backend.
+/// Is that process. It always ends well: it falls to the init process, and where that is the postmaster of a container,
+/// any other end is taken for the crash of a backend.
 pub fn prefetch(arguments: &Arguments) -> u8 {
     let _ = catch_unwind(|| {
         let data_directory = settings::data_directory(arguments, None);

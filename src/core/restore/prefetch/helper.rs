@@ -21,8 +21,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Builder, available_parallelism, sleep};
 use std::time::{Duration, Instant};
 
-/// A server that took nothing for so long streams, has all there is, or replays what took few segments to write.
-const LONGEST_IDLE: Duration = Duration::from_secs(20);
+/// Who starts a helper has noted where the server stands.
+const PATIENCE_FOR_NOTE: Duration = Duration::from_secs(1);
 /// How often it is looked whether the server still recovers.
 const LOOK_AT_SERVER: Duration = Duration::from_millis(250);
 /// After how long a segment that was not there is looked for again: as often as a standby asks by default
@@ -162,7 +162,8 @@ impl<'a> Helper<'a> {
     /// Until the server recovers no more, takes nothing, or wants it from elsewhere.
     fn run(&mut self, server: &Owner) {
         let mut looked_at_server = Instant::now();
-        while self.heard_at.elapsed() < LONGEST_IDLE && self.lock.is_in_place() {
+        let patience = |position: Option<Position>| position.map_or(PATIENCE_FOR_NOTE, |it| it.patience());
+        while self.heard_at.elapsed() < patience(self.position) && self.lock.is_in_place() {
             if looked_at_server.elapsed() > LOOK_AT_SERVER {
                 if recovering_server(self.data_directory).as_ref() != Some(server) {
                     return;

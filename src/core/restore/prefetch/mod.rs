@@ -77,17 +77,16 @@ impl Recovery {
         request: &Request<'_>,
         start_helper: impl FnOnce(),
     ) -> Result<Restored> {
-        let restored = match self.hand_over(request) {
-            Some(restored) => restored,
+        let (restored, is_noted) = match self.hand_over(request) {
+            Some(restored) => (restored, true),
             None => {
                 let restored = restore(open, request)?;
-                if restored.name == request.name && self.note(restored.size).is_none() {
-                    return Ok(restored);
-                }
-                restored
+                // A partial segment ends its timeline: nothing follows.
+                let is_noted = restored.name == request.name && self.note(restored.size).is_some();
+                (restored, is_noted)
             }
         };
-        if !self.folder.is_served() {
+        if is_noted && !self.folder.is_served() {
             start_helper();
         }
         Ok(restored)
@@ -120,7 +119,7 @@ impl Recovery {
             let _ = fs::remove_file(path);
             return None;
         }
-        // First, or the helper takes it for a gap.
+        // Before the segment is gone, or the helper takes that for a gap.
         self.note(content.size);
         durable::move_file(path, destination).ok()?;
         let location = path.display().to_string();

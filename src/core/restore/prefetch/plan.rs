@@ -2,7 +2,12 @@
 
 use crate::wal::{SegmentName, SegmentSize};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+/// A server that takes nothing for so long streams, or has all there is, or replays so little that it can wait.
+const LONGEST_IDLE: Duration = Duration::from_secs(20);
+/// The same for large segments: slower than this is no replay.
+const SLOWEST_REPLAY_BYTES_PER_SECOND: u64 = 4 << 20;
 /// So much free space, in segments, is left to the server.
 const SPARED_SEGMENTS: u64 = 8;
 
@@ -16,6 +21,11 @@ pub struct Position {
 }
 
 impl Position {
+    /// How long to wait for it to take the next segment.
+    pub fn patience(&self) -> Duration {
+        LONGEST_IDLE.max(Duration::from_secs(self.segment_size.bytes() / SLOWEST_REPLAY_BYTES_PER_SECOND))
+    }
+
     /// The segments that it asks for next, nearest first, if its timeline goes on.
     pub fn ahead(&self) -> impl Iterator<Item = SegmentName> + '_ {
         std::iter::successors(self.segment.next(self.segment_size), |segment| segment.next(self.segment_size))
@@ -139,6 +149,15 @@ mod tests {
             assert_eq!(reach(taken, 1000), 1000, "{taken}");
         }
         assert_eq!(reach(5, 1), 1);
+    }
+
+    #[test]
+    fn large_segments_are_waited_for_longer() {
+        let patience = |mb: u64| {
+            let segment_size = SegmentSize::new(mb << 20).unwrap();
+            Position { segment_size, ..position() }.patience().as_secs()
+        };
+        assert_eq!([1, 16, 64, 1024].map(patience), [20, 20, 20, 256]);
     }
 
     #[test]
