@@ -17,7 +17,9 @@ build_packages := gcc libc6-dev make pkg-config libssl-dev clang-14 libclang-14-
 # Where root runs the tests: servers run as the OS user postgres, to whom pgrx-tests changes by sudo.
 test_packages  := strace $(if $(filter 0,$(shell id -u)),sudo postgresql-common)
 
-.PHONY: help install demo test test-all test-core test-s3 test-s3-garage test-interop lint
+bench_packages := python3 zstd strace pgbackrest diffutils
+
+.PHONY: help install demo bench test test-all test-core test-s3 test-s3-garage test-interop lint
 
 help:
 	echo 'make install PG_CONFIG=... [PREFIX=/usr/local]   build and install the extension and the program'
@@ -26,6 +28,7 @@ help:
 	echo 'make test-core | test-interop                    those without a server | with the real Barman'
 	echo 'make test-s3 | test-s3-garage                    those on real S3 servers | on one more, slow to build'
 	echo 'make test-pg-MAJOR | test-server-MAJOR           those inside backends | on real clusters'
+	echo 'make bench [ROUNDS=7] [SEGMENTS=64] [ONLY="..."] side by side with other archivers, and with the limit'
 	echo 'make lint                                        format, clippy, licences, shell scripts'
 
 install:
@@ -43,6 +46,23 @@ demo:
 	bindir=$$(scripts/prefix.sh $$pg_config)
 	scripts/install.sh $$bindir/pg_config $$bindir --release
 	$(if $(filter s3,$(STORAGE)),scripts/with-s3.sh ceph --) scripts/demo.sh $$bindir
+
+# ONLY: sections (drain, fsyncs, latency, foreground) and contestants by name, as 'drain archiver* limit-zstd'.
+bench: export ROUNDS := $(ROUNDS)
+bench: export SEGMENTS := $(SEGMENTS)
+bench: export SWITCHES := $(SWITCHES)
+bench: export FOREGROUND_SECONDS := $(FOREGROUND_SECONDS)
+bench: export ONLY := $(ONLY)
+bench:
+	scripts/requirements.sh $(build_packages) $(bench_packages)
+	pg_config=$$(scripts/postgresql.sh $(first))
+	bindir=$$(scripts/prefix.sh $$pg_config)
+	scripts/install.sh $$bindir/pg_config $$bindir --release
+	cargo build --locked --release -p archiver_benches
+	ARCHIVER_BENCH_BARMAN=$$(scripts/barman.sh)
+	export ARCHIVER_BENCH_BARMAN
+	scripts/with-s3.sh ceph -- /usr/bin/python3 -B benches/side_by_side \
+		$$bindir $${CARGO_TARGET_DIR:-target}/release benches/results
 
 test: test-core test-s3 test-interop test-pg-$(first) test-server-$(first) test-server-$(second)
 
@@ -80,8 +100,9 @@ test-server-%:
 	scripts/with-s3.sh ceph -- cargo test -p archiver_tests --test server -- --test-threads=4
 
 lint:
-	scripts/requirements.sh $(build_packages) shellcheck
+	scripts/requirements.sh $(build_packages) shellcheck pyflakes3
 	shellcheck scripts/*.sh .ci/run
+	pyflakes3 benches/side_by_side/*.py
 	cargo fmt --all --check
 	for major in $(first) $(second); do
 		PGRX_PG_CONFIG_PATH=$$(scripts/postgresql.sh $$major)
