@@ -29,7 +29,7 @@ help:
 	echo 'make test-s3 | test-s3-garage                    those on real S3 servers | on one more, slow to build'
 	echo 'make test-pg-MAJOR | test-server-MAJOR           those inside backends | on real clusters'
 	echo 'make bench [ROUNDS=7] [SEGMENTS=64] [ONLY="..."] side by side with other archivers, and with the limit'
-	echo 'make lint                                        format, clippy, licences, shell scripts'
+	echo 'make lint                                        format, clippy, licences, scripts'
 
 install:
 	pg_config=$$(command -v '$(PG_CONFIG)') || {
@@ -47,12 +47,8 @@ demo:
 	scripts/install.sh $$bindir/pg_config $$bindir --release
 	$(if $(filter s3,$(STORAGE)),scripts/with-s3.sh ceph --) scripts/demo.sh $$bindir
 
-# ONLY: sections (drain, fsyncs, latency, foreground) and contestants by name, as 'drain archiver* limit-zstd'.
-bench: export ROUNDS := $(ROUNDS)
-bench: export SEGMENTS := $(SEGMENTS)
-bench: export SWITCHES := $(SWITCHES)
-bench: export FOREGROUND_SECONDS := $(FOREGROUND_SECONDS)
-bench: export ONLY := $(ONLY)
+# Reads ROUNDS, SEGMENTS, SWITCHES, FOREGROUND_SECONDS, and ONLY: sections (drain, fsyncs, latency, foreground) and
+# contestants by name, as ONLY='drain archiver* limit-zstd'.
 bench:
 	scripts/requirements.sh $(build_packages) $(bench_packages)
 	pg_config=$$(scripts/postgresql.sh $(first))

@@ -2,7 +2,7 @@
 
 Usage: python3 benches/side_by_side BINDIR PROGRAMS RESULTS, inside with-s3.sh ceph where S3 is to be measured. BINDIR is
 PostgreSQL's, with `archiver` installed into it; PROGRAMS holds this package's; RESULTS is where results are written.
-Environment: ROUNDS, SEGMENTS, SWITCHES, FOREGROUND_SECONDS, ONLY (sections and contestants), ARCHIVER_BENCH_BARMAN.
+Environment: ROUNDS, SEGMENTS, SWITCHES, FOREGROUND_SECONDS, PAIRS, ONLY (sections and contestants), ARCHIVER_BENCH_BARMAN.
 """
 
 import json
@@ -47,9 +47,10 @@ class Bench:
     def __init__(self, directory, bindir, programs):
         self.directory, self.began = directory, time.monotonic()
         self.rounds, self.segments = figure("ROUNDS", 7), figure("SEGMENTS", 64)
-        self.switches, self.foreground_seconds = figure("SWITCHES", 20), figure("FOREGROUND_SECONDS", 10)
+        self.switches = figure("SWITCHES", 20)
+        self.foreground_seconds, self.pairs = figure("FOREGROUND_SECONDS", 10), figure("PAIRS", 2)
         words = os.environ.get("ONLY", "").split()
-        self.sections = [section for section in SECTIONS if section in words] or SECTIONS
+        self.sections = [word for word in words if word in SECTIONS] or SECTIONS
         self.patterns = [word for word in words if word not in SECTIONS] or ["*"]
         self.failures, self.runs = [], 0
         self.programs = folder(directory / "programs")
@@ -103,7 +104,7 @@ class Bench:
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30), 1),
             "kernel": platform.release(),
             "system": system[1] if system else "",
-            "file_system": run(["stat", "-f", "-c", "%T", self.directory]).strip(),
+            "file_system": run(["findmnt", "-n", "-o", "FSTYPE", "-T", self.directory]).strip(),
             "postgresql": run([self.tools.bindir / "postgres", "--version"]).strip(),
             "pgbackrest": run(["pgbackrest", "version"]).strip(),
             "cpu_account": type(self.account).__name__.lower(),
@@ -117,7 +118,7 @@ class Bench:
         """A contestant that fails is told and left out; the others go on."""
         try:
             yield
-        except Failure as failure:
+        except (Failure, OSError, ValueError) as failure:
             self.failures.append(what)
             self.say(f"{what}: failed: {failure}")
 
@@ -130,6 +131,8 @@ class Bench:
         try:
             cluster.start((settings or {}) | contestant.prepare(self.tools, cluster, directory), self.account)
             yield
+        except Failure as failure:
+            raise Failure(f"{failure}; the server's log ends with:\n{cluster.tail()}") from failure
         finally:
             cluster.stop()
             self.quiet()
@@ -142,6 +145,7 @@ class Bench:
         wait_for("the end of what works in the background", lambda: not set(self.account.pids()) - known, 90)
 
     def run(self):
+        """Measures section by section, and tells the end of each."""
         if {"drain", "fsyncs"} & set(self.sections):
             self.say(f"making a backlog of {self.segments} segments")
             backlog = Backlog(self.directory / "backlog", self.tools.bindir, self.segments)
@@ -150,15 +154,19 @@ class Bench:
             self.results["machine"]["zstd_ratio"] = round(self.segments * SEGMENT_BYTES / int(sample), 2)
             if "drain" in self.sections:
                 self.drain(backlog)
+                yield "drain"
             if "fsyncs" in self.sections:
                 self.fsyncs(backlog)
+                yield "fsyncs"
             backlog.cluster.stop()
             shutil.rmtree(backlog.wal)
             shutil.rmtree(backlog.cluster.directory)
         if "latency" in self.sections:
             self.latency()
+            yield "latency"
         if "foreground" in self.sections:
             self.foreground()
+            yield "foreground"
 
     def drain(self, backlog):
         self.results["drain"], self.results["limit"] = drains, limits = {}, {}
@@ -190,12 +198,14 @@ class Bench:
 
     def limit(self, backlog, mode, workers=2):
         scratch = folder(self.directory / "scratch")
-        os.sync()
-        before = getrusage(RUSAGE_CHILDREN)
-        result = json.loads(run([self.programs / "limit_loop", mode, backlog.wal, scratch, workers]))
-        after = getrusage(RUSAGE_CHILDREN)
-        result["cpu_seconds"] = sum(after[:2]) - sum(before[:2])
-        shutil.rmtree(scratch)
+        try:
+            os.sync()
+            before = getrusage(RUSAGE_CHILDREN)
+            result = json.loads(run([self.programs / "limit_loop", mode, backlog.wal, scratch, workers]))
+            after = getrusage(RUSAGE_CHILDREN)
+            result["cpu_seconds"] = sum(after[:2]) - sum(before[:2])
+        finally:
+            shutil.rmtree(scratch)
         if mode == "zstd" and workers == 2:
             # One file at a time: the latency that nobody beats.
             result["alone_seconds_each"] = self.limit(backlog, mode, 1)["seconds_each"]
@@ -243,7 +253,8 @@ class Bench:
                     for payload, part in PAYLOADS.items():
                         name = cluster.psql("TRUNCATE rows", f"SELECT fill({part})",
                                             "SELECT pg_walfile_name(pg_switch_wal())").split()[-1]
-                        ready, done = watch.wait(f"{name}.ready", 60), watch.wait(f"{name}.done", 60)
+                        # After three failures PostgreSQL waits a minute, which is to be seen as such.
+                        ready, done = watch.wait(f"{name}.ready", 60), watch.wait(f"{name}.done", 150)
                         if number:  # the first is spent on connecting
                             found[payload].append(done - ready)
                 latencies[contestant.name] = found
@@ -268,19 +279,27 @@ class Bench:
         cluster.stop(signal.SIGINT)
         os.sync()
         base = next(each for each in contestants.ALL if each.name == "true")
-        for number in range(1, min(self.rounds, 3) + 1):
-            turn = [base, *measured]
-            for contestant in turn[number % len(turn):] + turn[:number % len(turn)]:
-                with self.judging(f"{contestant.name}, foreground"), self.archiving(contestant, cluster, settings):
-                    cluster.psql("CHECKPOINT")
-                    said = cluster.pgbench("-n", "-c", "2", "-j", "2", "-T", self.foreground_seconds, "-s", "50",
-                                           seconds=self.foreground_seconds + 60)
-                    rate = float(re.search(r"tps = ([\d.]+)", said)[1])
-                    rates.setdefault(contestant.name, {})[number] = rate
-                    self.say(f"pair {number}: {contestant.name}: {rate:.0f} tps")
-                    cluster.psql("CHECKPOINT")
+        for number in range(1, min(self.rounds, self.pairs) + 1):
+            for contestant in measured:
+                with self.judging(f"{contestant.name}, foreground"):
+                    pair = {}
+                    # The other way round in every second pair: what comes second finds larger tables.
+                    for side in (base, contestant) if number % 2 else (contestant, base):
+                        with self.archiving(side, cluster, settings):
+                            pair["with" if side is contestant else "without"] = self.tps(cluster)
+                    rates.setdefault(contestant.name, {})[number] = pair
+                    self.say(f"pair {number}: {contestant.name}: {pair['with']:.0f} tps, without {pair['without']:.0f}")
         cluster.stop()
         shutil.rmtree(cluster.directory)
+
+
+    def tps(self, cluster):
+        cluster.psql("CHECKPOINT")
+        os.sync()
+        said = cluster.pgbench("-n", "-c", "2", "-j", "2", "-T", self.foreground_seconds, "-s", "50",
+                               seconds=self.foreground_seconds + 60)
+        cluster.psql("CHECKPOINT")  # little is left to recover from
+        return float(re.search(r"tps = ([\d.]+)", said)[1])
 
 
 def main():
@@ -291,17 +310,16 @@ def main():
     bench = None
     try:
         bench = Bench(directory, bindir.resolve(), programs.resolve())
-        bench.run()
-        # Whatever a person ran by hand, as JSON has it: the keys of rounds are texts.
-        measured = json.loads(json.dumps(bench.results))
-        (results / "results.json").write_text(json.dumps(measured, indent=1) + "\n")
-        report.write(measured, results)
+        for section in bench.run():
+            bench.say(f"{section}: measured")
+            report.write(bench.results, results)
         print((results / "results.md").read_text())
     finally:
         if bench:
             bench.close()
         shutil.rmtree(directory, ignore_errors=True)
-    print(f"bench: {'failed: ' + ', '.join(bench.failures) if bench.failures else 'ok'}, {time.monotonic() - bench.began:.0f} s")
+    verdict = f"failed: {', '.join(bench.failures)}" if bench.failures else "ok"
+    print(f"bench: {verdict}, {time.monotonic() - bench.began:.0f} s")
     sys.exit(1 if bench.failures else 0)
 
 

@@ -26,7 +26,8 @@ FROM (SELECT '{customer,pending,shipped,invoice,https://example.test/a/,null,202
              ::text[]) AS words(w)
 WHERE aid % 3 <> 0"""
 HISTORY = """\\set a random(1, 1000000)
-INSERT INTO pgbench_history (tid, bid, aid, delta, mtime, filler) VALUES (1, 1, :a, :a % 97, now(), left(md5((:a)::text), 22));
+INSERT INTO pgbench_history (tid, bid, aid, delta, mtime, filler)
+  VALUES (1, 1, :a, :a % 97, now(), left(md5((:a)::text), 22));
 """
 
 
@@ -39,7 +40,8 @@ class Cluster:
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {
             "PGHOST": str(directory), "PGUSER": "postgres", "PGDATABASE": "postgres"}
         self.server = None
-        run([bindir / "initdb", "-D", self.data, "-k", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale", "--no-sync"])
+        run([bindir / "initdb", "-D", self.data, "-k", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-locale",
+             "--no-sync"])
         with open(self.data / "postgresql.conf", "a", encoding="utf-8") as conf:
             conf.write(f"unix_socket_directories = '{directory}'\ninclude 'bench.conf'\n")
 
@@ -73,7 +75,8 @@ class Cluster:
 
     def psql(self, *queries, seconds=120):
         commands = [argument for query in queries for argument in ("-c", query)]
-        return run([self.bindir / "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", *commands], seconds, env=self.environment).strip()
+        arguments = [self.bindir / "psql", "-XAtq", "-v", "ON_ERROR_STOP=1", *commands]
+        return run(arguments, seconds, env=self.environment).strip()
 
     def pgbench(self, *arguments, seconds=600):
         return run([self.bindir / "pgbench", *arguments], seconds, env=self.environment, cwd=self.directory)
@@ -106,10 +109,7 @@ class Cluster:
             os.sync()
             cpu, began = account.cpu_seconds(), time.monotonic()
             os.kill(archiver, signal.SIGHUP)  # wakes it
-            try:
-                ended = max(watch.wait(f"{name}.done", seconds, look) for name in reversed(names))
-            except Failure as failure:
-                raise Failure(f"{failure}; the server's log ends with:\n{self.tail()}") from failure
+            ended = max(watch.wait(f"{name}.done", seconds, look) for name in reversed(names))
             cpu = account.cpu_seconds() - cpu
             look()
         return {"seconds": ended - began, "cpu_seconds": cpu,
@@ -142,7 +142,8 @@ class Backlog:
             if time.monotonic() > deadline:
                 raise Failure(f"pgbench wrote {len(self.names)} segments in 600 s")
             cluster.psql("CHECKPOINT")
-            cluster.pgbench("-n", "-c", "8", "-j", "2", "-T", "5", "-b", "tpcb-like@7", "-f", "history.sql@3", "-s", self.SCALE)
+            cluster.pgbench("-n", "-c", "8", "-j", "2", "-T", "5", "-s", self.SCALE,
+                            "-b", "tpcb-like@7", "-f", "history.sql@3")
         cluster.psql("CHECKPOINT")
         cluster.stop(signal.SIGINT)
         self.settings = {"wal_keep_size": "64GB", "wal_recycle": "off", "archive_mode": "on"}
@@ -162,14 +163,16 @@ class Backlog:
         """Fetches every segment in order, as recovery would ask for it, and compares it: the seconds of the fetching."""
         folder(out)
         fetched = self.cluster.data / "pg_wal/RECOVERYXLOG"
-        began = time.monotonic()
-        with account.inside():
+        try:
+            with account.inside():
+                began = time.monotonic()
+                for name in self.names:
+                    line = command.replace("%f", name).replace("%p", "pg_wal/RECOVERYXLOG")
+                    run(["sh", "-c", line], cwd=self.cluster.data)
+                    os.rename(fetched, out / name)
+                seconds = time.monotonic() - began
             for name in self.names:
-                line = command.replace("%f", name).replace("%p", "pg_wal/RECOVERYXLOG")
-                run(["sh", "-c", line], cwd=self.cluster.data)
-                os.rename(fetched, out / name)
-        seconds = time.monotonic() - began
-        for name in self.names:
-            run(["cmp", self.path(name), out / name])
-        shutil.rmtree(out)
+                run(["cmp", self.path(name), out / name])
+        finally:
+            shutil.rmtree(out)
         return seconds

@@ -59,10 +59,9 @@ class Contestant:
 
     is_remote = False
     has_latency = True    # is measured on an idle server, too
-    most_rounds = 1000
 
-    def __init__(self, name, label):
-        self.name, self.label = name, label
+    def __init__(self, name, label, most_rounds=1000):
+        self.name, self.label, self.most_rounds = name, label, most_rounds
 
     def prepare(self, tools, cluster, directory):
         """Before the server starts: its settings."""
@@ -94,8 +93,8 @@ class Contestant:
 class Command(Contestant):
     """An archive_command of a line."""
 
-    def __init__(self, name, label, command, restore):
-        super().__init__(name, label)
+    def __init__(self, name, label, command, restore, **options):
+        super().__init__(name, label, **options)
         self.command, self.restore = command, restore
 
     def settings(self):
@@ -115,8 +114,8 @@ class BasicArchive(Contestant):
 class Archiver(Contestant):
     """Us."""
 
-    def __init__(self, name, label, compression=None, is_remote=False, is_distant=False):
-        super().__init__(name, label)
+    def __init__(self, name, label, compression=None, is_remote=False, is_distant=False, **options):
+        super().__init__(name, label, **options)
         self.compression, self.is_remote, self.is_distant = compression, is_remote, is_distant
         self.has_latency = not is_distant and compression in (None, "none")
 
@@ -136,8 +135,8 @@ class Archiver(Contestant):
 class PgBackRest(Contestant):
     """pgBackRest, called for each file; `is_async`: which does several at once, in the background."""
 
-    def __init__(self, name, label, is_async=True, compression="zst", processes=2, is_remote=False):
-        super().__init__(name, label)
+    def __init__(self, name, label, is_async=True, compression="zst", processes=2, is_remote=False, **options):
+        super().__init__(name, label, **options)
         self.is_async, self.compression, self.processes, self.is_remote = is_async, compression, processes, is_remote
         self.has_latency = compression == "zst" and (not is_remote or processes == 4)
 
@@ -168,7 +167,6 @@ class Barman(Contestant):
     """Barman's cloud programs."""
 
     is_remote = True
-    most_rounds = 3       # half a minute a round
 
     def settings(self):
         s3, barman = self.tools.s3, self.tools.barman
@@ -185,24 +183,27 @@ class Barman(Contestant):
         return f"{self.program} barman-cloud-wal-restore --endpoint-url {self.tools.s3.endpoint} {self.place} %f %p"
 
 
+# Rounds of those that take long and are in few ratios.
+SLOW = 3
+
 ALL = [
     Command("true", "archive_command `true`: PostgreSQL's own share", "/bin/true", None),
     Command("cp", "`cp`, no fsync", "cp %p DIR/%f", "cp DIR/%f %p"),
     BasicArchive("basic_archive", "basic_archive"),
     Command("zstd-command", "`zstd -1` and `sync` in archive_command", "zstd -1 -q %p -o DIR/%f && sync DIR/%f",
-            "zstd -dqc DIR/%f >%p"),
-    PgBackRest("pgbackrest-sync", "pgBackRest, zst 1", is_async=False),
+            "zstd -dqc DIR/%f >%p", most_rounds=SLOW),
+    PgBackRest("pgbackrest-sync", "pgBackRest, zst 1", is_async=False, most_rounds=SLOW),
     PgBackRest("pgbackrest-async", "pgBackRest async, zst 1, 2 processes"),
     PgBackRest("pgbackrest-async-lz4", "pgBackRest async, lz4, 2 processes", compression="lz4"),
     Archiver("archiver-none", "**archiver**, none", "none"),
     Archiver("archiver-lz4", "**archiver**, lz4", "lz4"),
-    Archiver("archiver-gzip", "**archiver**, gzip 1", "gzip"),
+    Archiver("archiver-gzip", "**archiver**, gzip 1", "gzip", most_rounds=SLOW),
     Archiver("archiver", "**archiver**, default settings: zstd 1"),
     Archiver("s3-archiver", "S3: **archiver**, default settings: zstd 1", is_remote=True),
     Archiver("s3-archiver-40ms", "S3, 40 ms away: **archiver**, zstd 1", is_remote=True, is_distant=True),
     PgBackRest("s3-pgbackrest-2", "S3: pgBackRest async, zst 1, 2 processes", is_remote=True),
     PgBackRest("s3-pgbackrest-4", "S3: pgBackRest async, zst 1, 4 processes", is_remote=True, processes=4),
-    Barman("s3-barman", "S3: barman-cloud-wal-archive, zstd 1"),
+    Barman("s3-barman", "S3: barman-cloud-wal-archive, zstd 1", most_rounds=SLOW),
 ]
 
 # What the machine itself can do with the same files: benches/limit_loop.rs, without PostgreSQL.
