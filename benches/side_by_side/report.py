@@ -30,10 +30,10 @@ RATIOS = [
 ]
 
 NOTES = [
-    "CPU is that of the server and of all that it started. Memory is the archiver process's own: all but the modules start",
-    "other processes, which are not in it. The fsyncs of the first line are PostgreSQL's own. S3 is a Ceph gateway on the same",
-    "machine, over TLS: it takes its share of the same cores. Every file was fetched back and compared. Slow ones had 3 rounds",
-    "at most.",
+    "CPU is that of the server and of all that it started. Memory is the archiver process's own: all but the modules",
+    "start other processes, which are not in it. The fsyncs of the first line are PostgreSQL's own. S3 is a Ceph gateway",
+    "on the same machine, over TLS: it takes its share of the same cores. Every file was fetched back and compared. The",
+    "slow ones had 3 rounds at most.",
 ]
 
 
