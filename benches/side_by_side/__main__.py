@@ -61,14 +61,14 @@ class Bench:
         self.tools = contestants.Tools(bindir, self.programs, self.barman(), self.s3)
         self.account = account()
         self.clusters = []
-        self.contestants = [contestant for contestant in contestants.ALL
-                            if self.is_wanted(contestant.name) and (self.s3 or not contestant.is_remote)
-                            and (self.tools.barman or not isinstance(contestant, contestants.Barman))]
-        self.results = {"machine": self.machine(), "labels": {each.name: each.label for each in contestants.ALL}
-                        | contestants.LIMITS}
+        self.field = list(filter(self.takes_part, contestants.ALL))
+        self.contestants = [each for each in self.field if isinstance(each, contestants.Contestant)]
+        self.results = {"machine": self.machine(), "labels": {each.name: each.label for each in contestants.ALL}}
 
-    def is_wanted(self, name):
-        return any(fnmatch(name, pattern) for pattern in self.patterns)
+    def takes_part(self, each):
+        return (any(fnmatch(each.name, pattern) for pattern in self.patterns)
+                and (self.s3 or not getattr(each, "is_remote", False))
+                and (self.tools.barman or not isinstance(each, contestants.Barman)))
 
     def say(self, text):
         print(f"[{time.monotonic() - self.began:6.0f} s] {text}", flush=True)
@@ -86,6 +86,7 @@ class Bench:
         version = run(["/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).strip()
         packages = kept.parent / f"lib/python{version}/site-packages"
         if not packages.is_dir():
+            self.say("Barman is left out: it is not here, or was installed for another Python than Debian's")
             return None
         copy = folder(self.directory / "barman")
         copy.chmod(0o755)
@@ -169,22 +170,21 @@ class Bench:
             yield "foreground"
 
     def drain(self, backlog):
-        self.results["drain"], self.results["limit"] = drains, limits = {}, {}
+        self.results["drain"] = found = {}
         for number in range(1, self.rounds + 1):
-            for name in filter(self.is_wanted, contestants.LIMITS):
-                with self.judging(name):
-                    result = self.limit(backlog, name.removeprefix("limit-"))
-                    limits.setdefault(name, {})[number] = result
-                    self.say(f"round {number}: {name}: {result['seconds']:.2f} s, CPU {result['cpu_seconds']:.2f} s")
-            for contestant in self.contestants:
-                if number > contestant.most_rounds:
+            for each in self.field:
+                if isinstance(each, contestants.Limit):
+                    measure = self.limit
+                elif number <= each.most_rounds:
+                    measure = self.one_drain
+                else:
                     continue
-                with self.judging(contestant.name):
-                    result = self.one_drain(backlog, contestant)
-                    drains.setdefault(contestant.name, {})[number] = result
-                    self.say(f"round {number}: {contestant.name}: " + ", ".join(
+                with self.judging(f"{each.name}, round {number}"):
+                    result = measure(backlog, each)
+                    found.setdefault(each.name, {})[number] = result
+                    self.say(f"round {number}: {each.name}: " + ", ".join(
                         f"{key} {value:.2f}" if isinstance(value, float) else f"{key} {value}"
-                        for key, value in result.items()))
+                        for key, value in result.items() if not isinstance(value, list)))
 
     def one_drain(self, backlog, contestant):
         with self.archiving(contestant, backlog.cluster, backlog.settings):
@@ -193,22 +193,22 @@ class Bench:
             self.quiet()
             if command := contestant.restore_command():
                 result["stored_bytes"] = contestant.stored_bytes()
-                result["restore_seconds"] = backlog.restore(command, self.account, self.directory / "restored")
+                result |= backlog.restore(command, contestant.fetches, self.account, self.directory / "restored")
         return result
 
-    def limit(self, backlog, mode, workers=2):
+    def limit(self, backlog, limit, workers=2):
         scratch = folder(self.directory / "scratch")
         try:
             os.sync()
             before = getrusage(RUSAGE_CHILDREN)
-            result = json.loads(run([self.programs / "limit_loop", mode, backlog.wal, scratch, workers]))
+            result = json.loads(run([self.programs / "limit_loop", limit.mode, backlog.wal, scratch, workers]))
             after = getrusage(RUSAGE_CHILDREN)
             result["cpu_seconds"] = sum(after[:2]) - sum(before[:2])
         finally:
             shutil.rmtree(scratch)
-        if mode == "zstd" and workers == 2:
+        if limit.mode == "zstd" and workers == 2:
             # One file at a time: the latency that nobody beats.
-            result["alone_seconds_each"] = self.limit(backlog, mode, 1)["seconds_each"]
+            result["alone_seconds_each"] = self.limit(backlog, limit, 1)["seconds_each"]
         return result
 
     def fsyncs(self, backlog):

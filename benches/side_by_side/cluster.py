@@ -159,20 +159,28 @@ class Backlog:
     def gib(self):
         return len(self.names) * SEGMENT_BYTES / (1 << 30)
 
-    def restore(self, command, account, out):
-        """Fetches every segment in order, as recovery would ask for it, and compares it: the seconds of the fetching."""
+    def restore(self, command, tries, account, out):
+        """Fetches every segment in order, as recovery would ask for it, and compares it. Answers the seconds of the
+        fetching, and how often a file had to be asked for again."""
         folder(out)
-        fetched = self.cluster.data / "pg_wal/RECOVERYXLOG"
+        fetched, again = self.cluster.data / "pg_wal/RECOVERYXLOG", 0
         try:
             with account.inside():
                 began = time.monotonic()
                 for name in self.names:
                     line = command.replace("%f", name).replace("%p", "pg_wal/RECOVERYXLOG")
-                    run(["sh", "-c", line], cwd=self.cluster.data)
+                    for left in reversed(range(tries)):
+                        try:
+                            run(["sh", "-c", line], cwd=self.cluster.data)
+                            break
+                        except Failure:
+                            if not left:
+                                raise
+                            again += 1
                     os.rename(fetched, out / name)
                 seconds = time.monotonic() - began
             for name in self.names:
                 run(["cmp", self.path(name), out / name])
         finally:
             shutil.rmtree(out)
-        return seconds
+        return {"restore_seconds": seconds, "restore_retries": again}

@@ -59,6 +59,7 @@ class Contestant:
 
     is_remote = False
     has_latency = True    # is measured on an idle server, too
+    fetches = 1           # how often one file is asked for before that is a failure
 
     def __init__(self, name, label, most_rounds=1000):
         self.name, self.label, self.most_rounds = name, label, most_rounds
@@ -135,6 +136,8 @@ class Archiver(Contestant):
 class PgBackRest(Contestant):
     """pgBackRest, called for each file; `is_async`: which does several at once, in the background."""
 
+    fetches = 3           # "unable to move missing source": what fetches ahead may take a file from under the caller
+
     def __init__(self, name, label, is_async=True, compression="zst", processes=2, is_remote=False, **options):
         super().__init__(name, label, **options)
         self.is_async, self.compression, self.processes, self.is_remote = is_async, compression, processes, is_remote
@@ -183,34 +186,43 @@ class Barman(Contestant):
         return f"{self.program} barman-cloud-wal-restore --endpoint-url {self.tools.s3.endpoint} {self.place} %f %p"
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What the machine itself can do with the same files, without PostgreSQL: a mode of benches/limit_loop.rs."""
+
+    name: str
+    label: str
+
+    @property
+    def mode(self):
+        return self.name.removeprefix("limit-")
+
+
 # Rounds of those that take long and are in few ratios.
 SLOW = 3
 
+# In the order of a round. Who is compared with whom stands side by side: the machine may be busier a minute later.
 ALL = [
     Command("true", "archive_command `true`: PostgreSQL's own share", "/bin/true", None),
+    Limit("limit-read", "limit: read only"),
     Command("cp", "`cp`, no fsync", "cp %p DIR/%f", "cp DIR/%f %p"),
     BasicArchive("basic_archive", "basic_archive"),
+    Archiver("archiver-none", "**archiver**, none", "none"),
+    Limit("limit-write", "limit: stored uncompressed"),
+    PgBackRest("pgbackrest-async-lz4", "pgBackRest async, lz4, 2 processes", compression="lz4"),
+    Archiver("archiver-lz4", "**archiver**, lz4", "lz4"),
+    Limit("limit-lz4", "limit: lz4, stored"),
+    PgBackRest("pgbackrest-async", "pgBackRest async, zst 1, 2 processes"),
+    Archiver("archiver", "**archiver**, default settings: zstd 1"),
+    Limit("limit-zstd", "limit: zstd 1, stored"),
+    Limit("limit-zstd-memory", "limit: zstd 1, stored nowhere"),
+    PgBackRest("pgbackrest-sync", "pgBackRest, zst 1", is_async=False, most_rounds=SLOW),
     Command("zstd-command", "`zstd -1` and `sync` in archive_command", "zstd -1 -q %p -o DIR/%f && sync DIR/%f",
             "zstd -dqc DIR/%f >%p", most_rounds=SLOW),
-    PgBackRest("pgbackrest-sync", "pgBackRest, zst 1", is_async=False, most_rounds=SLOW),
-    PgBackRest("pgbackrest-async", "pgBackRest async, zst 1, 2 processes"),
-    PgBackRest("pgbackrest-async-lz4", "pgBackRest async, lz4, 2 processes", compression="lz4"),
-    Archiver("archiver-none", "**archiver**, none", "none"),
-    Archiver("archiver-lz4", "**archiver**, lz4", "lz4"),
     Archiver("archiver-gzip", "**archiver**, gzip 1", "gzip", most_rounds=SLOW),
-    Archiver("archiver", "**archiver**, default settings: zstd 1"),
-    Archiver("s3-archiver", "S3: **archiver**, default settings: zstd 1", is_remote=True),
-    Archiver("s3-archiver-40ms", "S3, 40 ms away: **archiver**, zstd 1", is_remote=True, is_distant=True),
     PgBackRest("s3-pgbackrest-2", "S3: pgBackRest async, zst 1, 2 processes", is_remote=True),
     PgBackRest("s3-pgbackrest-4", "S3: pgBackRest async, zst 1, 4 processes", is_remote=True, processes=4),
+    Archiver("s3-archiver", "S3: **archiver**, default settings: zstd 1", is_remote=True),
+    Archiver("s3-archiver-40ms", "S3, 40 ms away: **archiver**, zstd 1", is_remote=True, is_distant=True),
     Barman("s3-barman", "S3: barman-cloud-wal-archive, zstd 1", most_rounds=SLOW),
 ]
-
-# What the machine itself can do with the same files: benches/limit_loop.rs, without PostgreSQL.
-LIMITS = {
-    "limit-read": "limit: read only",
-    "limit-write": "limit: store uncompressed",
-    "limit-zstd-memory": "limit: zstd 1, stored nowhere",
-    "limit-lz4": "limit: lz4, stored",
-    "limit-zstd": "limit: zstd 1, stored",
-}

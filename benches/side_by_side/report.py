@@ -62,7 +62,7 @@ class Report:
         self.results, self.machine, self.labels = results, results["machine"], results["labels"]
         self.segments = self.machine["segments"]
         self.gib = self.segments * SEGMENT_BYTES / (1 << 30)
-        self.drains = results.get("drain", {}) | results.get("limit", {})
+        self.drains = results.get("drain", {})
         self.order = [name for name in self.labels if name in self.drains]
 
     def of(self, name, key, per=lambda value: value):
