@@ -9,6 +9,8 @@ import time
 from machine import Failure, Watch, archiver_of, end, folder, memory_kb, run, start, wait_for, write
 
 SEGMENT_BYTES = 16 << 20
+# Less than a server needs to replay a segment; whoever fetches ahead does it meanwhile.
+REPLAY_SECONDS = 0.05
 
 COMMON = {
     "listen_addresses": "",
@@ -160,14 +162,16 @@ class Backlog:
         return len(self.names) * SEGMENT_BYTES / (1 << 30)
 
     def restore(self, command, tries, account, out):
-        """Fetches every segment in order, as recovery would ask for it, and compares it. Answers the seconds of the
-        fetching, and how often a file had to be asked for again."""
+        """Fetches every segment in order, as recovery asks for it, with pauses as if it replayed them, and compares it.
+        Answers the seconds of the fetching, and how often a file had to be asked for again."""
         folder(out)
-        fetched, again = self.cluster.data / "pg_wal/RECOVERYXLOG", 0
+        fetched, seconds, again = self.cluster.data / "pg_wal/RECOVERYXLOG", 0, 0
+        # By this and the server that runs, who fetches ahead tells a recovery.
+        recovers = write(self.cluster.data / "recovery.signal", "")
         try:
             with account.inside():
-                began = time.monotonic()
                 for name in self.names:
+                    began = time.monotonic()
                     line = command.replace("%f", name).replace("%p", "pg_wal/RECOVERYXLOG")
                     for left in reversed(range(tries)):
                         try:
@@ -177,10 +181,12 @@ class Backlog:
                             if not left:
                                 raise
                             again += 1
+                    seconds += time.monotonic() - began
                     os.rename(fetched, out / name)
-                seconds = time.monotonic() - began
+                    time.sleep(REPLAY_SECONDS)
             for name in self.names:
                 run(["cmp", self.path(name), out / name])
         finally:
+            recovers.unlink()
             shutil.rmtree(out)
         return {"restore_seconds": seconds, "restore_retries": again}
