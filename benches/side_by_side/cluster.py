@@ -166,8 +166,9 @@ class Backlog:
         Answers the seconds of the fetching, and how often a file had to be asked for again."""
         folder(out)
         fetched, seconds, again = self.cluster.data / "pg_wal/RECOVERYXLOG", 0, 0
-        # By this and the server that runs, who fetches ahead tells a recovery.
-        recovers = write(self.cluster.data / "recovery.signal", "")
+        # By these two, who fetches ahead tells a recovery; we stand for the server.
+        signs = [write(self.cluster.data / "recovery.signal", ""),
+                 write(self.cluster.data / "postmaster.pid", f"{os.getpid()}\n")]
         try:
             with account.inside():
                 for name in self.names:
@@ -187,6 +188,7 @@ class Backlog:
             for name in self.names:
                 run(["cmp", self.path(name), out / name])
         finally:
-            recovers.unlink()
+            for sign in signs:
+                sign.unlink()
             shutil.rmtree(out)
         return {"restore_seconds": seconds, "restore_retries": again}
