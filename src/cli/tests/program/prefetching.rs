@@ -117,6 +117,20 @@ fn no_more_is_fetched_than_is_taken_and_never_more_than_the_setting_says() {
 }
 
 #[test]
+fn what_the_server_got_from_the_archive_does_not_stay() {
+    let site = recovering(2);
+    assert_restored(&site, &site.name(1));
+    let ahead = wait_for(&site, &site.name(2));
+    // As if the server had asked just before it was there.
+    let aside = site.path("aside");
+    fs::rename(&ahead, &aside).expect("rename");
+    assert_restored(&site, &site.name(2));
+    fs::rename(&aside, &ahead).expect("rename");
+    eventually("what is of no use goes", || !ahead.exists());
+    assert!(helper(&site).is_some(), "it goes before its helper");
+}
+
+#[test]
 fn the_helper_has_a_session_of_its_own_and_nothing_of_its_callers() {
     let site = recovering(3);
     // The shell keeps descriptor 9 open for whatever it runs, as PostgreSQL 15 does with its files.

@@ -31,6 +31,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// News are looked for as often as they have been coming lately, within these bounds.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// A segment is read once more and renamed within this time after its note; later it is fetched anew, if that was all.
+const LONGEST_HAND_OVER: Duration = Duration::from_secs(5);
 /// Somebody may look just now whether the lock is free.
 const PATIENCE_FOR_LOCK: Duration = Duration::from_secs(1);
 /// Where a network lies before the archive, most of a fetch is waiting.
@@ -205,7 +207,8 @@ impl<'a> Helper<'a> {
         let space = space(free_bytes, position.segment_size, present.len());
         let reach = reach(self.taken, self.most_segments).min(space);
         let missing = self.missing.map(|(segment, seen)| Missing { segment, is_due: seen.elapsed() > LOOK_AGAIN });
-        let Plan { fetch, drop } = plan(&position, reach, &present, missing);
+        let may_take = self.heard_at.elapsed() < LONGEST_HAND_OVER;
+        let Plan { fetch, drop } = plan(&position, may_take, reach, &present, missing);
         for segment in drop {
             if self.verified.remove(&segment) {
                 self.fetcher.folder.remove(segment);

@@ -66,15 +66,23 @@ pub struct Plan {
 /// What to do for a server at `position` to keep `reach` segments ahead of it. `present` are those that lie there or are
 /// being fetched; beyond a `missing` one nothing is looked for, and for that itself only when it is due.
 ///
-/// The segment at the position itself stays: the server may be about to take it.
-pub fn plan(position: &Position, reach: usize, present: &BTreeSet<SegmentName>, missing: Option<Missing>) -> Plan {
+/// The segment at the position itself stays for as long as the server `may_take` it; what it got from the archive, because
+/// it asked just before that was there, is of no use any more.
+pub fn plan(
+    position: &Position,
+    may_take: bool,
+    reach: usize,
+    present: &BTreeSet<SegmentName>,
+    missing: Option<Missing>,
+) -> Plan {
     let wanted: Vec<SegmentName> = position.ahead().take(reach).collect();
     let end = missing.and_then(|missing| {
         let index = wanted.iter().position(|segment| *segment == missing.segment)?;
         Some(index + usize::from(missing.is_due))
     });
     let lacking = wanted[..end.unwrap_or(wanted.len())].iter().filter(|segment| !present.contains(segment));
-    let is_of_use = |segment: &SegmentName| *segment == position.segment || wanted.binary_search(segment).is_ok();
+    let is_of_use =
+        |segment: &SegmentName| may_take && *segment == position.segment || wanted.binary_search(segment).is_ok();
     Plan {
         fetch: lacking.copied().collect(),
         drop: present.iter().filter(|segment| !is_of_use(segment)).copied().collect(),
@@ -100,7 +108,7 @@ mod tests {
     }
 
     fn planned(reach: usize, present: &[SegmentName], missing: Option<Missing>) -> Plan {
-        plan(&position(), reach, &present.iter().copied().collect(), missing)
+        plan(&position(), true, reach, &present.iter().copied().collect(), missing)
     }
 
     #[test]
@@ -136,9 +144,17 @@ mod tests {
     }
 
     #[test]
+    fn the_segment_at_the_position_stays_while_the_server_may_take_it() {
+        let present: BTreeSet<SegmentName> = [position().segment].into();
+        assert_eq!(plan(&position(), true, 0, &present, None), Plan::default());
+        let dropped = vec![position().segment];
+        assert_eq!(plan(&position(), false, 0, &present, None), Plan { fetch: Vec::new(), drop: dropped });
+    }
+
+    #[test]
     fn the_end_of_the_number_space_ends_the_plan() {
         let last = Position { segment: segment("00000001FFFFFFFF000000FE"), ..position() };
-        assert_eq!(plan(&last, 8, &BTreeSet::new(), None).fetch, segments(["00000001FFFFFFFF000000FF"]));
+        assert_eq!(plan(&last, true, 8, &BTreeSet::new(), None).fetch, segments(["00000001FFFFFFFF000000FF"]));
     }
 
     #[test]
