@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::mode::Mode;
 use crate::owner::Owner;
 use crate::pulse::Pulse;
+use crate::stamp::Stamp;
 use crate::sys;
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -102,6 +103,11 @@ impl<'a> StagedFile<'a> {
     /// How many bytes were written to it.
     pub fn written_bytes(&self) -> u64 {
         self.written
+    }
+
+    /// Which file it is, with what was written to it until now. It keeps its stamp when it is renamed.
+    pub fn stamp(&self) -> Result<Stamp> {
+        self.file.metadata().map(|meta| Stamp::of(&meta)).map_err(|error| self.failed("stat", &error))
     }
 
     /// A failure of writing it. It names the directory, since the name of the file is another one at each attempt.

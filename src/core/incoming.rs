@@ -3,9 +3,10 @@
 //! A source is removed only after its stored copy and its line in the catalogue are durable, and only while it is still
 //! the file that was read.
 
-use crate::archive::{Archive, Stamp, StoredFile, WalFile};
+use crate::archive::{Archive, StoredFile, WalFile};
 use crate::durable;
 use crate::error::{Error, Kind, Result};
+use crate::stamp::Stamp;
 use crate::wal::{Timeline, WalName};
 use std::fs::{self, FileType};
 use std::io;

@@ -14,7 +14,7 @@
 //! incoming                   archiving from outside the server
 //! ```
 //! `queue`, `state` and `set_aside` tell what waits, how the archiver process stands, and what was set aside.
-//! `data_directory` tells whose WAL it is where no server does, and whether one recovers there. `durable`, `owner` and `sys` are what the
+//! `data_directory` tells whose WAL it is where no server does, and whether one recovers there. `durable`, `owner`, `stamp` and `sys` are what the
 //! file-system rooms stand on, `pulse`, `threads` and `single_flight` what works beside threads that wait. Nothing here knows pgrx.
 #![deny(unsafe_code)]
 
@@ -41,6 +41,7 @@ pub mod restore;
 pub mod server_conf;
 pub mod set_aside;
 pub mod single_flight;
+pub mod stamp;
 pub mod state;
 pub mod store;
 pub mod sums;

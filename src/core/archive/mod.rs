@@ -11,7 +11,7 @@ mod source;
 pub use episode::{Episode, Recovered};
 pub use pool::{Answer, Archiver, Progress, Totals};
 pub use read_ahead::{ready_files, waiting_files};
-pub use source::{Stamp, WalFile};
+pub use source::WalFile;
 
 use crate::catalogue::{Entry, NewLine};
 use crate::codec::{self, Compression};
@@ -22,6 +22,7 @@ use crate::identity::{Cluster, Identity, Marker, foreign_archive, vanished_archi
 use crate::place::Place;
 use crate::pulse::{Beating, Pulse};
 use crate::single_flight::SingleFlight;
+use crate::stamp::Stamp;
 use crate::store::{Attributes, Body, Facts, Put};
 use crate::sums::Sum;
 use crate::wal::{LongPageHeader, WalName};

@@ -5,10 +5,11 @@
 //! is stored early waits for its line until those before it have theirs, and files that wait share one fsync.
 
 use super::read_ahead::ReadAhead;
-use super::source::{Stamp, WalFile};
+use super::source::WalFile;
 use super::{Archive, StoredFile};
 use crate::error::{Error, Kind, Result};
 use crate::pulse::Pulse;
+use crate::stamp::Stamp;
 use crate::store::Facts;
 use crate::sys::map_buffers_from;
 use crate::threads::with_signals_blocked;

@@ -5,11 +5,12 @@ use crate::error::{Error, Kind, Result};
 use crate::hash::{Content, Hash};
 use crate::identity::Cluster;
 use crate::pulse::{Beating, Pulse};
+use crate::stamp::Stamp;
 use crate::wal::{LongPageHeader, WalName};
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 /// A file to be archived.
@@ -19,32 +20,6 @@ pub struct WalFile {
     pub name: WalName,
     /// Where it lies; relative to the working directory, as PostgreSQL says it.
     pub path: PathBuf,
-}
-
-/// Which file it was: a file re-created under the same name has another stamp.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified_ns: i128,
-}
-
-impl Stamp {
-    /// The stamp of the file at `path` now.
-    pub fn of_path(path: &Path) -> io::Result<Self> {
-        path.metadata().map(|meta| Stamp::of(&meta))
-    }
-
-    /// The stamp of the file with that metadata.
-    pub fn of(meta: &Metadata) -> Self {
-        Stamp {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.len(),
-            modified_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
-        }
-    }
 }
 
 /// A source that was read and is what its name says.

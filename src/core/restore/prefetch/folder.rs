@@ -7,44 +7,53 @@
 //! lock                                held by the one helper
 //! ```
 //! PostgreSQL looks at names of WAL directly in pg_wal only, and base backups leave out all that lies there. pg_rewind copies
-//! and removes it as any file, which the seals and the lock bear.
+//! and removes it as any file, which the seals and the lock bear: a copy is another file.
 
 use super::plan::Position;
 use crate::config::{Setting, Settings};
 use crate::durable;
-use crate::error::Result;
-use crate::hash::{Content, Hash};
+use crate::error::{Error, Result};
+use crate::hash::Hash;
 use crate::owner::Owner;
+use crate::stamp::Stamp;
 use crate::wal::{SegmentName, SegmentSize, WalName};
 use std::fmt::Display;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 const NAME: &str = "archiver_prefetch";
 const POSITION: &str = "position";
 const LOCK: &str = "lock";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Far more than we ever write.
 const LONGEST_POSITION: u64 = 256;
 const MOST_ENTRIES: usize = 10_000;
 
-/// What a prefetched segment belongs to: the settings it was fetched under, those that name the archive among them, and
-/// the cluster it was fetched for.
+/// What a prefetched segment belongs to: the settings it was fetched under, those that name the archive among them, the
+/// cluster it was fetched for, and this run of the machine, whose end may tear what was never synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin(Hash);
 
 impl Origin {
-    /// Where segments come from under these settings, for that cluster.
-    pub fn new(settings: &Settings, system_identifier: u64) -> Self {
-        let values = Setting::ALL.map(|setting| settings.get(setting).to_string());
-        Origin(hash_of(values.iter().chain([&system_identifier.to_string()])))
+    /// Where segments come from under these settings, for that cluster, now. Fails where the kernel does not tell one run
+    /// from another (random(4), boot_id).
+    pub fn new(settings: &Settings, system_identifier: u64) -> Result<Self> {
+        let boot = fs::read_to_string(BOOT_ID).map_err(|error| Error::io("read file", Path::new(BOOT_ID), &error))?;
+        Ok(Self::in_run(&boot, settings, system_identifier))
     }
 
-    /// What the name of a verified segment ends with. A file that is torn, damaged, another one or from elsewhere has
-    /// another seal than its name says.
-    pub fn seal(&self, segment: SegmentName, content: &Content) -> Hash {
-        hash_of([&self.0 as &dyn Display, &segment, &content.size, &content.hash])
+    fn in_run(boot: &str, settings: &Settings, system_identifier: u64) -> Self {
+        let values = Setting::ALL.map(|setting| settings.get(setting).to_string());
+        let whose = system_identifier.to_string();
+        Origin(hash_of(values.iter().map(String::as_str).chain([whose.as_str(), boot])))
+    }
+
+    /// What the name of a verified segment ends with. A file that was written to since, another one, or one from elsewhere
+    /// has another seal than its name says.
+    pub fn seal(&self, segment: SegmentName, stamp: &Stamp) -> Hash {
+        hash_of([&self.0 as &dyn Display, &segment, stamp])
     }
 }
 
@@ -111,13 +120,6 @@ impl Note {
     }
 }
 
-/// A file by what tells it from the next one of its name.
-pub type FileId = (u64, u64, i64, i64);
-
-fn id_of(file: &File) -> io::Result<FileId> {
-    file.metadata().map(|meta| (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec()))
-}
-
 /// The folder of one data directory, which may not be there.
 #[derive(Clone, Debug)]
 pub struct Folder {
@@ -180,12 +182,12 @@ impl Folder {
         durable::replace_file(&self.path.join(POSITION), note.text().as_bytes(), false)
     }
 
-    /// What was noted last; it has another identity each time.
-    pub fn noted(&self) -> Option<(Note, FileId)> {
+    /// What was noted last; it has another stamp each time.
+    pub fn noted(&self) -> Option<(Note, Stamp)> {
         let mut file = File::open(self.path.join(POSITION)).ok()?;
         let mut text = String::new();
         file.by_ref().take(LONGEST_POSITION).read_to_string(&mut text).ok()?;
-        Some((Note::parse(&text)?, id_of(&file).ok()?))
+        Some((Note::parse(&text)?, Stamp::of(&file.metadata().ok()?)))
     }
 
     /// Whether a helper works here.
@@ -245,24 +247,6 @@ impl Lock {
     }
 }
 
-/// What a file holds.
-pub fn content_of(path: &Path) -> io::Result<Content> {
-    let mut file = File::open(path)?;
-    let (mut hasher, mut size) = (blake3::Hasher::new(), 0);
-    let mut piece = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut piece) {
-            Ok(0) => return Ok(Content { size, hash: Hash(hasher.finalize()) }),
-            Ok(count) => {
-                hasher.update(&piece[..count]);
-                size += count as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,10 +263,6 @@ mod tests {
         settings
     }
 
-    fn content(text: &str) -> Content {
-        Content { size: text.len() as u64, hash: Hash(blake3::hash(text.as_bytes())) }
-    }
-
     fn folder() -> (tempfile::TempDir, Folder) {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("pg_wal")).unwrap();
@@ -292,15 +272,25 @@ mod tests {
     }
 
     #[test]
-    fn a_seal_holds_for_one_content_of_one_segment_from_one_archive_for_one_cluster() {
-        let origin = Origin::new(&settings("file:///srv/wal"), 7);
-        let seal = origin.seal(segment(NAME), &content("x"));
-        assert_eq!(seal, Origin::new(&settings("file:///srv/wal"), 7).seal(segment(NAME), &content("x")));
+    fn a_seal_holds_for_one_file_as_one_segment_from_one_archive_for_one_cluster_in_one_run_of_the_machine() {
+        let (_directory, folder) = folder();
+        let stamp = |name: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, "x").unwrap();
+            Stamp::of_path(&path).unwrap()
+        };
+        let (file, other_file) = (stamp("file"), stamp("other"));
+        let sealed = |boot, storage, system_identifier, name, file| {
+            Origin::in_run(boot, &settings(storage), system_identifier).seal(segment(name), file)
+        };
+        let seal = sealed("boot", "file:///srv/wal", 7, NAME, &file);
+        assert_eq!(seal, sealed("boot", "file:///srv/wal", 7, NAME, &file));
         for (what, other) in [
-            ("content", origin.seal(segment(NAME), &content("y"))),
-            ("segment", origin.seal(segment("000000020000000200000042"), &content("x"))),
-            ("cluster", Origin::new(&settings("file:///srv/wal"), 8).seal(segment(NAME), &content("x"))),
-            ("archive", Origin::new(&settings("file:///srv/other"), 7).seal(segment(NAME), &content("x"))),
+            ("file", sealed("boot", "file:///srv/wal", 7, NAME, &other_file)),
+            ("segment", sealed("boot", "file:///srv/wal", 7, "000000020000000200000042", &file)),
+            ("cluster", sealed("boot", "file:///srv/wal", 8, NAME, &file)),
+            ("archive", sealed("boot", "file:///srv/other", 7, NAME, &file)),
+            ("run of the machine", sealed("reboot", "file:///srv/wal", 7, NAME, &file)),
         ] {
             assert_ne!(seal, other, "another {what}");
         }
@@ -330,7 +320,7 @@ mod tests {
     fn a_note_reads_back_and_nothing_else_does() {
         let (_directory, folder) = folder();
         let position = Position { segment: segment(NAME), segment_size: SegmentSize::DEFAULT };
-        let note = Note { position, origin: Origin::new(&settings("file:///srv/wal"), 7) };
+        let note = Note { position, origin: Origin::new(&settings("file:///srv/wal"), 7).unwrap() };
         assert_eq!(folder.noted(), None);
         folder.note(&note).unwrap();
         let (read, first) = folder.noted().unwrap();

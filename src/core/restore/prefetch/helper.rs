@@ -1,6 +1,6 @@
 //! The process that fetches ahead: one for each data directory in recovery, detached from whoever started it.
 
-use super::folder::{FileId, Folder, Lock, Origin};
+use super::folder::{Folder, Lock, Origin};
 use super::plan::{Missing, Plan, Position, plan, reach, space};
 use crate::config::{Destination, Prefetch, Settings};
 use crate::data_directory::{recovering_server, system_identifier};
@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::owner::Owner;
 use crate::place::Place;
 use crate::pulse::Pulse;
+use crate::stamp::Stamp;
 use crate::wal::{SegmentName, WalName};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{close, setsid};
@@ -99,8 +100,9 @@ impl Fetcher {
         let Some((stored, object)) = self.place.open_wal(&name)? else { return Ok(false) };
         let location = self.place.store.location(&stored.key);
         let cluster = Some(self.system_identifier);
-        let content = super::super::receive(&self.place, &name, cluster, object, &location, &mut staged)?;
-        staged.replace(&self.folder.verified_path(segment, &self.origin.seal(segment, &content)))?;
+        super::super::receive(&self.place, &name, cluster, object, &location, &mut staged)?;
+        let seal = self.origin.seal(segment, &staged.stamp()?);
+        staged.replace(&self.folder.verified_path(segment, &seal))?;
         Ok(true)
     }
 }
@@ -122,7 +124,7 @@ struct Helper<'a> {
     verified: BTreeSet<SegmentName>,
     in_progress: BTreeSet<SegmentName>,
     results: (Sender<Fetched>, Receiver<Fetched>),
-    heard_last: Option<FileId>,
+    heard_last: Option<Stamp>,
     heard_at: Instant,
 }
 
@@ -142,7 +144,7 @@ impl<'a> Helper<'a> {
             false => available_parallelism().map_or(1, usize::from).min(MOST_LOCAL_FETCHERS),
         };
         let within_memory = (prefetch.memory_limit_bytes / MEMORY_OF_FETCHER_BYTES) as usize;
-        let origin = Origin::new(settings, system_identifier);
+        let origin = Origin::new(settings, system_identifier)?;
         let pulse = Arc::clone(pulse);
         Ok(Helper {
             fetcher: Arc::new(Fetcher { place, folder: folder.clone(), origin, system_identifier, pulse }),
@@ -172,14 +174,14 @@ impl<'a> Helper<'a> {
                 }
                 looked_at_server = Instant::now();
             }
-            if let Some((note, id)) = self.fetcher.folder.noted()
-                && self.heard_last != Some(id)
+            if let Some((note, stamp)) = self.fetcher.folder.noted()
+                && self.heard_last != Some(stamp)
             {
                 if note.origin != self.fetcher.origin {
                     return;
                 }
                 self.follow(note.position);
-                (self.heard_last, self.heard_at) = (Some(id), Instant::now());
+                (self.heard_last, self.heard_at) = (Some(stamp), Instant::now());
             }
             self.act();
             let pause = (self.heard_at.elapsed() / 20).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);

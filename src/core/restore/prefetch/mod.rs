@@ -5,9 +5,9 @@
 //! rename. Each call leaves a note of what it gave the server, which moves the window of what is kept ahead; the helper
 //! fetches as segments are taken, and ends by itself when nothing is taken any more or the recovery is over.
 //!
-//! What lies there is no more than a head start. Nothing in the folder is durable and nothing of it is believed: a segment is
-//! handed over if its content, read again, has the seal in its name, so a torn, damaged or foreign file is fetched anew. That a
-//! segment is not there is never concluded from the folder.
+//! What lies there is no more than a head start. Nothing in the folder is durable, and no name is believed: a segment is handed
+//! over if it is the very file that was verified, not written to since, in this run of the machine; a torn, changed or foreign
+//! one is fetched anew. That a segment is not there is never concluded from the folder.
 
 mod folder;
 mod helper;
@@ -22,8 +22,9 @@ use crate::durable;
 use crate::error::Result;
 use crate::hash::Hash;
 use crate::place::Place;
+use crate::stamp::Stamp;
 use crate::wal::{SegmentName, SegmentSize, WalName};
-use folder::{Folder, Found, Note, Origin, content_of};
+use folder::{Folder, Found, Note, Origin};
 use plan::Position;
 use std::borrow::Borrow;
 use std::fs;
@@ -65,8 +66,9 @@ impl Recovery {
         let (WalName::Segment(segment), Some(system_identifier)) = (request.name, request.system_identifier) else {
             return Ok(None);
         };
-        let origin = Origin::new(settings, system_identifier);
-        Ok(is_for_recovery.then_some(Recovery { folder, origin, segment }))
+        // Where that cannot be told, nothing is fetched ahead.
+        let origin = Origin::new(settings, system_identifier).ok().filter(|_| is_for_recovery);
+        Ok(origin.map(|origin| Recovery { folder, origin, segment }))
     }
 
     /// Does what [`restore`] does and promises, out of the folder where the segment lies there. Calls `start_helper` where
@@ -113,17 +115,17 @@ impl Recovery {
     }
 
     fn take(&self, path: &PathBuf, seal: Hash, destination: &Path) -> Option<Restored> {
-        let content = content_of(path).ok()?;
-        if self.origin.seal(self.segment, &content) != seal {
+        let stamp = Stamp::of_path(path).ok()?;
+        if self.origin.seal(self.segment, &stamp) != seal {
             // Gone already: as well.
             let _ = fs::remove_file(path);
             return None;
         }
         // Before the segment is gone, or the helper takes that for a gap.
-        self.note(content.size);
+        self.note(stamp.size());
         durable::move_file(path, destination).ok()?;
         let location = path.display().to_string();
-        Some(Restored { name: WalName::Segment(self.segment), location, size: content.size })
+        Some(Restored { name: WalName::Segment(self.segment), location, size: stamp.size() })
     }
 
     /// Tells the helper, and the next one, where the server stands.
