@@ -17,6 +17,13 @@ pub fn start_writeback(file: &File, offset: u64, length: u64) {
 #[cfg(not(target_os = "linux"))]
 pub fn start_writeback(_file: &File, _offset: u64, _length: u64) {}
 
+/// Tells the kernel that nobody is going to read the file again soon: its pages that are written back make room for
+/// others. A hint: its failure means nothing.
+pub fn release_cached_pages(file: &File) {
+    use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+    let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+}
+
 /// From this size on, buffers are mapped from the kernel one by one, and go back to it at their end.
 ///
 /// Left to itself the C library (mallopt(3), `M_MMAP_THRESHOLD`) raises that bound with each large buffer that is freed;

@@ -273,6 +273,17 @@ pub fn is_in_recovery() -> bool {
     unsafe { pg_sys::RecoveryInProgress() }
 }
 
+/// Whether other processes read WAL files: walsenders, or a recovery.
+pub fn wal_has_readers() -> bool {
+    // SAFETY: every process that is attached to shared memory has the array, of as many entries as the setting said when
+    // the server was started. A PID is read without the entry's lock, and one of a moment ago does as well.
+    let is_sent = unsafe {
+        let senders = (&raw const (*pg_sys::WalSndCtl).walsnds).cast::<pg_sys::WalSnd>();
+        (0..pg_sys::max_wal_senders as usize).any(|index| (&raw const (*senders.add(index)).pid).read_volatile() != 0)
+    };
+    is_sent || is_in_recovery()
+}
+
 /// How far WAL was written, on a primary.
 pub fn written_lsn() -> u64 {
     // SAFETY: as in `is_in_recovery`; the callers have seen that this is a primary.

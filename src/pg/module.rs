@@ -159,6 +159,7 @@ impl Module {
             return Err(given_up.error.clone());
         }
         self.given_up = None;
+        self.archiver.tell_other_readers(ffi::wal_has_readers());
         self.archiver.ask(file)?;
         let mut latch = ConsumedLatch(false);
         self.wait_for(file, &mut latch)

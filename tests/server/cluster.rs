@@ -197,7 +197,7 @@ impl Cluster {
     fn write_settings(&self) {
         let quoted = |(name, value): (&String, &String)| format!("{name} = '{}'\n", value.replace('\'', "''"));
         let text: String = self.settings.borrow().iter().map(quoted).collect();
-        fs::write(self.data().join("test.conf"), text).expect("write test.conf");
+        self.write_file(&self.data().join("test.conf"), text.as_bytes());
     }
 
     /// A variable in the environment of the server from its next start on.

@@ -8,6 +8,7 @@ mod exits;
 mod gates;
 mod kills;
 mod looking;
+mod page_cache;
 mod prefetching;
 mod privileges;
 mod process;

@@ -1,6 +1,6 @@
 //! Segments fetched ahead of real servers in recovery, and what is left of that afterwards: nothing.
 
-use crate::cluster::{Cluster, Stop, bindir, started, wait_at_most, wait_until};
+use crate::cluster::{Cluster, Stop, bindir, server_program, started, text, wait_at_most, wait_until};
 use crate::recovery::{CHECKSUM, insert, wait_for_end_of_recovery};
 use crate::s3::Site;
 use nix::sys::signal::{Signal, kill};
@@ -154,6 +154,58 @@ fn a_stop_and_a_crash_of_the_server_end_the_helper() {
         println!("{what}: {:.1} s in all", began.elapsed().as_secs_f64());
     }
     standby.start();
+}
+
+#[test]
+fn a_primary_that_pg_rewind_turns_back_follows_its_successor_whatever_was_fetched_ahead() {
+    let old = Cluster::new(1).with("wal_keep_size", "0").with("max_wal_size", "2MB").with("min_wal_size", "2MB");
+    let old = old.with("wal_log_hints", "on").started();
+    insert(&old, 1_000);
+    let new = noting(&old).with("wal_keep_size", "8GB");
+    new.write_file(&new.data().join("standby.signal"), b"");
+    fill(&old, 8);
+    new.start();
+    let expected = fill(&old, 8);
+    wait_until("the standby has replayed all", || new.psql_as("postgres", CHECKSUM).as_deref() == Ok(&expected));
+    // What the old one writes from here on is lost, and the segment where the two part is in the archive only.
+    new.promote();
+    insert(&new, 500);
+    fill(&old, 8);
+    old.psql("CHECKPOINT");
+    old.stop(Stop::Fast);
+    let expected = new.psql(CHECKSUM);
+    new.psql("CHECKPOINT");
+
+    // Left behind by recoveries on both sides; none of it may get in the way, or be taken for WAL.
+    let program = bindir().join("archiver").display().to_string();
+    let asked_for = old.path("asked_for");
+    old.set("restore_command", &format!("echo %f >> {}; {program} restore %f %p", asked_for.display()));
+    let segments: Vec<String> = old.stored().into_keys().filter(|name| name.len() == 24).collect();
+    for cluster in [&old, &new] {
+        assert_nothing_left(cluster, SOON);
+        cluster.create_directory("data/pg_wal/archiver_prefetch");
+        for name in &segments {
+            cluster.write_file(&folder(cluster).join(format!("{name}.{}", "0".repeat(64))), b"not WAL");
+        }
+    }
+    let rewound = server_program("pg_rewind")
+        .args(["-c", "--no-sync", "--source-server"])
+        .arg(format!("host={} user=postgres dbname=postgres", new.directory().display()))
+        .arg("-D")
+        .arg(old.data())
+        .output()
+        .expect("run pg_rewind");
+    assert!(rewound.status.success(), "{}", text(&rewound.stderr));
+    let asked_for = fs::read_to_string(asked_for).expect("pg_rewind has needed nothing from the archive");
+    println!("{}asked for: {asked_for:?}", text(&rewound.stderr));
+
+    // The files of settings came from the new one.
+    old.set("archive_mode", "off");
+    old.set("primary_conninfo", &format!("host={} user=postgres", new.directory().display()));
+    old.write_file(&old.data().join("standby.signal"), b"");
+    old.start();
+    wait_until("it has what its successor has", || old.psql_as("postgres", CHECKSUM).as_deref() == Ok(&expected));
+    assert_nothing_left(&old, SOON);
 }
 
 #[test]

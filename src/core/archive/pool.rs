@@ -11,13 +11,15 @@ use crate::error::{Error, Kind, Result};
 use crate::pulse::Pulse;
 use crate::stamp::Stamp;
 use crate::store::Facts;
-use crate::sys::map_buffers_from;
+use crate::sys::{map_buffers_from, release_cached_pages};
 use crate::threads::with_signals_blocked;
 use crate::wal::WalName;
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
+use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
@@ -126,6 +128,8 @@ struct Shared {
     ended: Condvar,
     waker: Waker,
     pulse: Arc<Pulse>,
+    /// Whether others than this process read the sources.
+    has_other_readers: AtomicBool,
 }
 
 #[derive(Default)]
@@ -176,7 +180,14 @@ impl Archiver {
     /// An archiver without threads or work yet. Workers call `waker`; the work beats `pulse`.
     pub fn new(waker: Waker, pulse: Arc<Pulse>) -> Self {
         map_buffers_from(LARGE_BUFFER_BYTES);
-        let shared = Shared { state: Mutex::default(), work: Condvar::new(), ended: Condvar::new(), waker, pulse };
+        let shared = Shared {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+            waker,
+            pulse,
+            has_other_readers: AtomicBool::new(true),
+        };
         Archiver {
             shared: Arc::new(shared),
             read_ahead: ReadAhead::default(),
@@ -200,6 +211,13 @@ impl Archiver {
         drop(state);
         self.asked = None;
         self.shared.work.notify_all();
+    }
+
+    /// Says whether others read the same files; at first they may. Where nobody does, a file that is stored need not stay
+    /// in the kernel's cache, as PostgreSQL itself has it where WAL is neither archived nor streamed (xlog.c,
+    /// XLogFileClose).
+    pub fn tell_other_readers(&self, has_other_readers: bool) {
+        self.shared.has_other_readers.store(has_other_readers, Ordering::Relaxed);
     }
 
     /// Asks for one file; the answer comes from [`Archiver::poll`]. Files that wait behind it are begun as well.
@@ -433,6 +451,7 @@ fn work(shared: &Shared, generation: u64) {
         let outcome = catch_unwind(AssertUnwindSafe(|| archive.store_at(&file, level)))
             .unwrap_or_else(|panic| Err(panicked(&file.name, &*panic)));
         drop(archive);
+        let is_stored = outcome.is_ok();
         let mut state = shared.lock();
         if state.generation == generation
             && let Some(job) = state.jobs.get_mut(&file.name)
@@ -446,6 +465,10 @@ fn work(shared: &Shared, generation: u64) {
         drop(state);
         record_stored(shared);
         (shared.waker)();
+        if is_stored && !shared.has_other_readers.load(Ordering::Relaxed) {
+            // Gone by now, or in use again under another name: then nothing of it is kept from anybody.
+            let _ = File::open(&file.path).map(|file| release_cached_pages(&file));
+        }
     }
 }
 
