@@ -15,7 +15,7 @@ majors := 15 16 17 18
 
 build_packages := gcc libc6-dev make pkg-config libssl-dev clang-14 libclang-14-dev
 # Where root runs the tests: servers run as the OS user postgres, to whom pgrx-tests changes by sudo.
-test_packages  := strace $(if $(filter 0,$(shell id -u)),sudo postgresql-common)
+test_packages  := gnupg strace $(if $(filter 0,$(shell id -u)),sudo postgresql-common)
 
 bench_packages := python3 zstd strace pgbackrest diffutils
 
@@ -65,17 +65,17 @@ test: test-core test-s3 test-interop test-pg-$(first) test-server-$(first) test-
 test-all: test-core test-s3-garage test-interop $(majors:%=test-pg-%) $(majors:%=test-server-%)
 
 test-core:
-	scripts/requirements.sh $(build_packages)
+	scripts/requirements.sh $(build_packages) gnupg
 	cargo test -p archiver_core -p archiver_cli
 	cargo test -p archiver_tests --lib --test storage --test archive
 
 test-s3 test-s3-garage: test-s3%:
-	scripts/requirements.sh $(build_packages)
+	scripts/requirements.sh $(build_packages) gnupg
 	cargo test -p archiver_tests --test s3 --no-run
 	scripts/with-s3.sh ceph moto $(patsubst -%,%,$*) -- cargo test -p archiver_tests --test s3
 
 test-interop:
-	scripts/requirements.sh $(build_packages)
+	scripts/requirements.sh $(build_packages) gnupg
 	bindir=$$(scripts/barman.sh)
 	cargo test -p archiver_tests --test interop --no-run
 	scripts/with-s3.sh ceph -- env ARCHIVER_TEST_BARMAN=$$bindir cargo test -p archiver_tests --test interop

@@ -2,12 +2,14 @@
 
 pub mod credential_endpoint;
 pub mod fault_proxy;
+pub mod gpg;
 pub mod s3_server;
 
 use archiver_core::archive::{Archive, StoredFile, WalFile};
 use archiver_core::codec::{Compression, Encoder};
 use archiver_core::config::{Config, Setting, Settings};
 use archiver_core::error::Result;
+use archiver_core::hash::HashKey;
 use archiver_core::identity::{Cluster, Marker};
 use archiver_core::place::Place;
 use archiver_core::pulse::Pulse;
@@ -108,7 +110,12 @@ impl Site {
     /// The same with segments of that size.
     pub fn with_segments_of(bytes: u64) -> Self {
         let segment_size = SegmentSize::new(bytes).expect("a segment size");
-        let cluster = Cluster { system_identifier: 7_300_000_000_000_000_001, major: 15, segment_size };
+        let cluster = Cluster {
+            system_identifier: 7_300_000_000_000_000_001,
+            major: 15,
+            segment_size,
+            hash_key: Some(HashKey::of_secret(&[15; 32])),
+        };
         let directory = tempfile::tempdir().expect("temporary directory");
         let site = Site { directory, settings: Settings::default(), cluster, pulse: Arc::default() };
         fs::create_dir_all(site.pg_wal().join("archive_status")).expect("create pg_wal");
@@ -159,7 +166,8 @@ impl Site {
 
     /// The place under that configuration, as the program opens it.
     pub fn place(&self) -> Place {
-        Place::open(&self.config().destination, &self.pulse).expect("open place")
+        let place = Place::open(&self.config().destination, &self.pulse).expect("open place");
+        place.known_to(self.cluster.hash_key)
     }
 
     /// The name of timeline 1's segment of that number.

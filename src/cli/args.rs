@@ -45,6 +45,10 @@ impl Arguments {
             (Setting::ServerName, _) => &self.server_name,
             (Setting::Compression, Command::Archive(archive)) => &archive.compression,
             (Setting::CompressionLevel, Command::Archive(archive)) => &archive.compression_level,
+            (Setting::Encryption, Command::Archive(archive)) => &archive.encryption,
+            (Setting::EncryptionRecipients, Command::Archive(archive)) => &archive.encryption_recipients,
+            (Setting::DecryptionKeys, Command::Restore(restore)) => &restore.decryption_keys,
+            (Setting::DecryptionPassphraseCommand, Command::Restore(restore)) => &restore.decryption_passphrase_command,
             (Setting::MemoryLimit, Command::Archive(archive)) => &archive.memory_limit,
             (Setting::RetryTimeout, Command::Archive(archive)) => &archive.retry_timeout,
             (Setting::RestorePrefetch, Command::Restore(restore)) => &restore.restore_prefetch,
@@ -118,6 +122,14 @@ pub struct Archive {
     #[arg(long, value_name = "LEVEL")]
     pub compression_level: Option<String>,
 
+    /// How they are encrypted: none or openpgp
+    #[arg(long, value_name = "NAME")]
+    pub encryption: Option<String>,
+
+    /// File of the OpenPGP public keys they are encrypted to
+    #[arg(long, value_name = "FILE")]
+    pub encryption_recipients: Option<String>,
+
     /// Bound on the memory of all buffers, for example 64MB; a segment too large for it is streamed
     #[arg(long, value_name = "SIZE")]
     pub memory_limit: Option<String>,
@@ -184,14 +196,24 @@ pub struct Status {
 
 #[derive(Args, Debug)]
 #[command(after_help = "Nothing is written. What only a session can see is judged by archiver.check() in SQL.\n\n\
-    Exit codes: 0 nothing failed (there may be warnings); 1 something failed; 2 usage; 4 anything else.\n\n\
+    Exit codes: 0 nothing failed (there may be warnings); 1 something failed; 2 usage; 4 anything else. With --nagios: \
+    0 ok; 1 a warning; 2 something failed; 3 unknown.\n\n\
     Examples:\n  \
     archiver -D /var/lib/postgresql/15/main check\n  \
-    archiver check --json | jq 'map(select(.state == \"failed\"))'")]
+    archiver check --json | jq 'map(select(.state == \"failed\"))'\n  \
+    archiver check --metrics > wal.prom.new; mv wal.prom.new /var/lib/node_exporter/wal.prom")]
 pub struct Check {
     /// One JSON array of objects
     #[arg(long)]
     pub json: bool,
+
+    /// One line, and the exit codes of Nagios plugins
+    #[arg(long, conflicts_with = "json")]
+    pub nagios: bool,
+
+    /// Figures for a monitor, as OpenMetrics text
+    #[arg(long, conflicts_with_all = ["json", "nagios"])]
+    pub metrics: bool,
 }
 
 #[derive(Args, Debug)]
@@ -215,6 +237,14 @@ pub struct Restore {
     /// What a standby does on a failure other than "not there": ask again, or stop the server
     #[arg(long, value_enum, default_value = "retry")]
     pub on_error: OnError,
+
+    /// File of OpenPGP secret keys that encrypted files are read with
+    #[arg(long, value_name = "FILE")]
+    pub decryption_keys: Option<String>,
+
+    /// Command that prints the passphrase of those keys, where they have one
+    #[arg(long, value_name = "COMMAND")]
+    pub decryption_passphrase_command: Option<String>,
 
     /// Segments fetched ahead during recovery; 0 means none
     #[arg(long, value_name = "NUMBER")]

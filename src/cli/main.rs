@@ -38,7 +38,7 @@ fn run(arguments: &Arguments) -> u8 {
         Command::List(list) => commands::list::list(arguments, list),
         Command::Exists(exists) => commands::list::exists(arguments, exists),
         Command::Status(status) => commands::status::status(arguments, status),
-        Command::Check(check) => commands::status::check(arguments, check),
+        Command::Check(check) => commands::check::check(arguments, check),
     };
     match done {
         Ok(code) => code,

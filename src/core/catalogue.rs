@@ -4,12 +4,14 @@
 //! a line torn by a crash is cut before the next one is appended.
 
 use crate::codec::Compression;
+use crate::crypt::Encryption;
 use crate::durable;
 use crate::error::{Error, Kind, Result};
+use crate::layout::Format;
 use crate::mode::Mode;
 use crate::pulse::Pulse;
 use crate::wal::WalName;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
@@ -28,18 +30,22 @@ pub struct Entry {
     /// Modification time of the source.
     pub modified: SystemTime,
     /// The format it is stored in.
-    pub compression: Compression,
+    pub format: Format,
 }
 
 impl Entry {
     /// `name`, stored size, modification time, compression and encryption, parted by tabs; what there is not is `None`.
     fn line(&self) -> String {
-        let compression = match self.compression {
+        let compression = match self.format.compression {
             Compression::None => "None",
             other => other.name(),
         };
+        let encryption = match self.format.encryption {
+            Encryption::None => "None",
+            Encryption::OpenPgp => "gpg",
+        };
         let modified = python_float(self.modified);
-        format!("{}\t{}\t{modified}\t{compression}\tNone\n", self.name, self.stored_size)
+        format!("{}\t{}\t{modified}\t{compression}\t{encryption}\n", self.name, self.stored_size)
     }
 }
 
@@ -118,6 +124,23 @@ impl Catalogue {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(Error::io("open file", &self.path, &error)),
         }
+    }
+
+    /// How each file is compressed, as its line tells. Lines that tell of no known compression are left out.
+    pub fn compressions(&self) -> Result<HashMap<WalName, Compression>> {
+        let file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashMap::new()),
+            Err(error) => return Err(self.failed("open file", &error)),
+        };
+        let mut compressions = HashMap::new();
+        for line in BufReader::with_capacity(64 << 10, file).split(b'\n') {
+            let line = line.map_err(|error| self.failed("read file", &error))?;
+            let fields: Vec<&str> = std::str::from_utf8(&line).unwrap_or_default().split_whitespace().collect();
+            let compression = fields.get(3).and_then(|name| Compression::from_name(&name.to_ascii_lowercase()));
+            compressions.extend(name_of(&line).zip(compression));
+        }
+        Ok(compressions)
     }
 
     /// Sees to it that each of these files has its one line, durably. Several lines cost one write and one fsync.
@@ -332,7 +355,7 @@ mod tests {
     fn line(number: u32, created: bool) -> NewLine {
         let name = WalName::parse(&format!("0000000100000000{number:08X}")).unwrap();
         let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(1_615_159_937_463_971_400);
-        NewLine { entry: Entry { name, stored_size: 3_089_819, modified, compression: Compression::Zstd }, created }
+        NewLine { entry: Entry { name, stored_size: 3_089_819, modified, format: Compression::Zstd.into() }, created }
     }
 
     #[test]
@@ -340,7 +363,7 @@ mod tests {
         let fixture = Fixture::new();
         let plain = NewLine {
             entry: Entry {
-                compression: Compression::None,
+                format: Compression::None.into(),
                 modified: SystemTime::UNIX_EPOCH + Duration::from_secs(1_615_159_937),
                 ..line(4, true).entry
             },

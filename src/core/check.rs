@@ -2,6 +2,7 @@
 
 use crate::codec::Compression;
 use crate::config::{Config, CreateOnly, Limits, StorageUrl};
+use crate::crypt::{self, Recipients, Seed};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::identity::{Marker, foreign_archive, vanished_archive};
@@ -105,6 +106,44 @@ pub fn compression(config: &Config) -> Row {
             _ => format!("{format}, level {}", config.level),
         },
     )
+}
+
+/// How files are encrypted: whether the keys can be used, tried once, and who could not read what is encrypted to them.
+pub fn encryption(config: &Config) -> Row {
+    const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
+    let name = "encryption";
+    let Some(path) = &config.encryption_recipients else { return Row::ok(name, "none") };
+    let now = SystemTime::now();
+    let readers = match Recipients::new(path).readers(now) {
+        Ok(readers) => readers,
+        Err(error) => return Row::of_error(name, &error),
+    };
+    if let Err(error) = crypt::encrypt(&readers, &Seed::random(), io::empty(), io::sink()) {
+        let detail = format!("could not encrypt to the keys in \"{}\": {error}", path.display());
+        return Row::failed(name, detail, "Use keys that gpg makes: RSA, or Curve25519.");
+    }
+    let ids: Vec<&str> = readers.iter().map(|reader| reader.id.as_str()).collect();
+    let detail = format!("openpgp, to {}", ids.join(", "));
+    let expires = readers.iter().filter_map(|reader| reader.expires).min();
+    let left = expires.map(|expires| expires.duration_since(now).unwrap_or_default());
+    match left {
+        Some(left) if left < SOON => Row::warning(
+            name,
+            format!("{detail}; a key expires in {} days", left.as_secs() / 86_400),
+            "Once it has expired nothing is archived: prolong it, and export it into the file again.",
+        ),
+        _ if matches!(config.destination.storage, StorageUrl::S3(_)) => Row::warning(
+            name,
+            detail,
+            "Barman's cloud tools do not see encrypted objects: restore_command must be that of archiver.",
+        ),
+        _ if readers.iter().any(|reader| !reader.is_seen_by_barman) => Row::warning(
+            name,
+            detail,
+            "Barman recognises only what is encrypted to RSA keys; archiver and gpg read it all the same.",
+        ),
+        _ => Row::ok(name, detail),
+    }
 }
 
 /// The files that wait in `pg_wal`, judged by the limit that was set, or by how long the oldest waits.

@@ -3,6 +3,7 @@
 use crate::archive::WalFile;
 use crate::codec;
 use crate::error::{Error, Kind, Result};
+use crate::hash::HashKey;
 use crate::identity::{Cluster, Marker};
 use crate::owner::Owner;
 use crate::wal::{LongPageHeader, SegmentSize, WalName, major_of_magic};
@@ -22,6 +23,26 @@ pub fn system_identifier(data_directory: &Path) -> Result<Option<u64>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read control file", &path, &error)),
     }
+}
+
+/// What the noted hashes of encrypted files are compared by: made from the secret that initdb gave the cluster in
+/// `data_directory`, and every physical copy has (pg_control.h, `mock_authentication_nonce`). Nothing where no cluster of
+/// PostgreSQL 15 to 18 lies there.
+pub fn hash_key(data_directory: &Path) -> Option<HashKey> {
+    const MOST: u64 = 8192;
+    let mut bytes = Vec::new();
+    File::open(data_directory.join("global/pg_control")).ok()?.take(MOST).read_to_end(&mut bytes).ok()?;
+    let number = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    // Where it lies, and the checksum of all before that, by `pg_control_version`, the second field.
+    let (secret, checksum) = match number(8)? {
+        1300 | 1700 => (256, 288),
+        1800 => (257, 292),
+        _ => return None,
+    };
+    if crc32c::crc32c(&bytes[..checksum]) != number(checksum)? {
+        return None;
+    }
+    Some(HashKey::of_secret(bytes[secret..secret + 32].try_into().ok()?))
 }
 
 /// The server that recovers `data_directory` from an archive; nothing where none does, or another user's.
@@ -61,7 +82,8 @@ pub fn cluster(data_directory: &Path, files: &[WalFile]) -> Result<Option<(Clust
         offered().find(is_ours).or_else(|| header_in(&path.join("pg_wal"), is_ours)).or_else(|| offered().next());
     // WAL without any header is refused for that; other files have no size to keep to.
     let segment_size = header.map_or(SegmentSize::DEFAULT, |header| header.segment_size);
-    Ok(Some((Cluster { system_identifier, major, segment_size }, Marker::of_data_directory(&path))))
+    let hash_key = hash_key(&path);
+    Ok(Some((Cluster { system_identifier, major, segment_size, hash_key }, Marker::of_data_directory(&path))))
 }
 
 /// The cluster that wrote the first of `files` that says so: a segment, whole or partial.
@@ -78,7 +100,8 @@ pub fn writer(files: &[WalFile]) -> Result<Cluster> {
         let message = format!("WAL with page magic {magic:04X} is of no known PostgreSQL version");
         Error::new(Kind::Source, format!("{magic:04X}"), message).hint("PostgreSQL 15 to 18 are known.")
     })?;
-    Ok(Cluster { system_identifier: header.system_identifier, major, segment_size: header.segment_size })
+    let (system_identifier, segment_size) = (header.system_identifier, header.segment_size);
+    Ok(Cluster { system_identifier, major, segment_size, hash_key: None })
 }
 
 fn major(data_directory: &Path) -> Result<u32> {
@@ -148,7 +171,7 @@ mod tests {
     fn a_data_directory_tells_its_cluster() {
         let directory = data_directory();
         let segment_size = SegmentSize::new(1 << 20).unwrap();
-        let expected = Cluster { system_identifier: 7, major: 16, segment_size };
+        let expected = Cluster { system_identifier: 7, major: 16, segment_size, hash_key: None };
         let (found, marker) = cluster(directory.path(), &[]).unwrap().unwrap();
         assert_eq!(found, expected);
         assert!(marker.path().is_absolute() && marker.path().ends_with("archiver.established"), "{marker:?}");

@@ -2,6 +2,7 @@
 
 use crate::durable;
 use crate::error::{Error, Kind, Result};
+use crate::hash::HashKey;
 use crate::wal::{Expected, SegmentSize};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -17,6 +18,8 @@ pub struct Cluster {
     pub major: u32,
     /// Size of its WAL segments.
     pub segment_size: SegmentSize,
+    /// What the noted hashes of encrypted files are compared by, where it is known.
+    pub hash_key: Option<HashKey>,
 }
 
 impl Cluster {
@@ -161,8 +164,12 @@ impl Established {
 mod tests {
     use super::*;
 
-    const CLUSTER: Cluster =
-        Cluster { system_identifier: 7_300_000_000_000_000_001, major: 15, segment_size: SegmentSize::DEFAULT };
+    const CLUSTER: Cluster = Cluster {
+        system_identifier: 7_300_000_000_000_000_001,
+        major: 15,
+        segment_size: SegmentSize::DEFAULT,
+        hash_key: None,
+    };
 
     #[test]
     fn the_identity_file_is_barmans_byte_for_byte() {

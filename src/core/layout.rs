@@ -1,6 +1,7 @@
 //! Where things lie below the storage URL: Barman's layouts, local and cloud, and what is ours beside them.
 
 use crate::codec::Compression;
+use crate::crypt::Encryption;
 use crate::wal::WalName;
 use std::fmt;
 
@@ -24,12 +25,28 @@ impl fmt::Display for ServerName {
     }
 }
 
+/// What was made of a plain file: compressed first, then encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Format {
+    /// How it was compressed.
+    pub compression: Compression,
+    /// How it was encrypted.
+    pub encryption: Encryption,
+}
+
+impl From<Compression> for Format {
+    /// Compressed and not encrypted.
+    fn from(compression: Compression) -> Self {
+        Format { compression, encryption: Encryption::None }
+    }
+}
+
 /// What the names of stored WAL files look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Naming {
     /// Local storage: the name alone, in whatever format the file is.
     Plain,
-    /// Cloud storage: the name and its format's suffix. One file may be there in several formats.
+    /// Cloud storage: the name and its format's suffixes. One file may be there in several formats.
     Suffixed,
 }
 
@@ -70,29 +87,36 @@ impl Layout {
     }
 
     /// The object of a WAL file that is stored in that format.
-    pub fn wal_key(&self, name: &WalName, format: Compression) -> String {
-        let suffix = match self.naming {
-            Naming::Plain => "",
-            Naming::Suffixed => format.suffix(),
+    pub fn wal_key(&self, name: &WalName, format: impl Into<Format>) -> String {
+        let Format { compression, encryption } = format.into();
+        let suffixes = match self.naming {
+            Naming::Plain => ["", ""],
+            Naming::Suffixed => [compression.suffix(), encryption.suffix()],
         };
-        format!("{}/{name}{suffix}", self.wal_folder(name))
+        format!("{}/{name}{}", self.wal_folder(name), suffixes.concat())
     }
 
     /// The WAL file that an object is, with its format where names tell; nothing for any other object.
-    pub fn wal_name(&self, key: &str) -> Option<(WalName, Option<Compression>)> {
+    pub fn wal_name(&self, key: &str) -> Option<(WalName, Option<Format>)> {
         let last = key.rsplit('/').next()?;
         let (name, format) = match self.naming {
             Naming::Plain => (last, None),
             Naming::Suffixed => {
-                let by_suffix = |format: Compression| {
-                    let name = last.strip_suffix(format.suffix()).filter(|_| format != Compression::None)?;
-                    Some((name, Some(format)))
+                let (rest, encryption) = match last.strip_suffix(Encryption::OpenPgp.suffix()) {
+                    Some(rest) => (rest, Encryption::OpenPgp),
+                    None => (last, Encryption::None),
                 };
-                Compression::ALL.into_iter().find_map(by_suffix).unwrap_or((last, Some(Compression::None)))
+                let by_suffix = |compression: Compression| {
+                    let name = rest.strip_suffix(compression.suffix()).filter(|_| compression != Compression::None)?;
+                    Some((name, compression))
+                };
+                let (name, compression) =
+                    Compression::ALL.into_iter().find_map(by_suffix).unwrap_or((rest, Compression::None));
+                (name, Some(Format { compression, encryption }))
             }
         };
         let name = WalName::parse(name).ok()?;
-        (self.wal_key(&name, format.unwrap_or(Compression::None)) == key).then_some((name, format))
+        (self.wal_key(&name, format.unwrap_or(Compression::None.into())) == key).then_some((name, format))
     }
 
     /// Barman's identity file.
@@ -185,12 +209,19 @@ mod tests {
     #[test]
     fn a_suffix_tells_the_format_in_cloud_storage_alone() {
         let cloud = Layout { naming: Naming::Suffixed, ..layout() };
-        for format in Compression::ALL {
-            let name = WalName::parse("000000010000000200000042.partial").unwrap();
-            assert_eq!(cloud.wal_name(&cloud.wal_key(&name, format)), Some((name, Some(format))));
+        for compression in Compression::ALL {
+            for encryption in [Encryption::None, Encryption::OpenPgp] {
+                let format = Format { compression, encryption };
+                let name = WalName::parse("000000010000000200000042.partial").unwrap();
+                assert_eq!(cloud.wal_name(&cloud.wal_key(&name, format)), Some((name, Some(format))));
+            }
         }
         let segment = "main/wals/0000000100000002/000000010000000200000042";
-        for foreign in [".gpg", ".zst.gpg", ".gz.gz", ".tmp", "."] {
+        let encrypted = Format { compression: Compression::Zstd, encryption: Encryption::OpenPgp };
+        let name = WalName::parse("000000010000000200000042").unwrap();
+        assert_eq!(cloud.wal_key(&name, encrypted), format!("{segment}.zst.gpg"));
+        assert_eq!(layout().wal_key(&name, encrypted), segment);
+        for foreign in [".gpg.zst", ".gpg.gpg", ".gz.gz", ".tmp", "."] {
             assert_eq!(cloud.wal_name(&format!("{segment}{foreign}")), None, "{foreign}");
         }
         assert_eq!(layout().wal_name(&format!("{segment}.zst")), None);

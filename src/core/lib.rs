@@ -1,7 +1,7 @@
 //! The WAL archiver without PostgreSQL.
 //!
 //! ```text
-//! wal  codec  mode  hash  error    leaves: no I/O, no settings, no clock, no threads
+//! wal  codec  crypt  mode  hash  error    leaves: no I/O but the keys of crypt, no settings, no clock, no threads
 //!   \     |       |
 //!    layout     config       config knows only the enums of the leaves
 //!        \       /
@@ -23,6 +23,7 @@ pub mod catalogue;
 pub mod check;
 pub mod codec;
 pub mod config;
+pub mod crypt;
 pub mod data_directory;
 pub mod durable;
 pub mod error;

@@ -1,8 +1,9 @@
 //! What lies in an archive: one file by its name, or all of a range, page by page.
 
 use crate::codec::Compression;
+use crate::crypt::Encryption;
 use crate::error::{Error, Result};
-use crate::layout::Layout;
+use crate::layout::{Format, Layout};
 use crate::place::Place;
 use crate::sums::Sum;
 use crate::wal::{Timeline, WalName};
@@ -23,7 +24,7 @@ pub struct Archived {
     /// When it was stored, by the storage's clock.
     pub stored_at: SystemTime,
     /// The format it is stored in.
-    pub compression: Compression,
+    pub format: Format,
     /// Where it lies, for people.
     pub location: String,
 }
@@ -52,21 +53,22 @@ pub fn list_page(
     let page = place.list_wal(after.max(begin.as_deref()), most)?;
     let Some((last, listed)) = page.last() else { return Ok((Vec::new(), None)) };
     let next = range.go_on(&place.layout, last, &listed.key);
-    let mut sums = PageSums::default();
+    let (mut sums, mut recorded) = (PageSums::default(), None);
     let mut found = Vec::new();
     for (name, listed) in page.into_iter().filter(|(name, _)| range.contains(name)) {
         let told = place.layout.wal_name(&listed.key).and_then(|(_, format)| format);
-        let Some(compression) = told.map_or_else(|| stored_format(place, &listed.key), |format| Ok(Some(format)))?
-        else {
-            continue;
+        let format = match told {
+            Some(format) => Some(format),
+            None => stored_format(place, &name, &listed.key, &mut recorded)?,
         };
+        let Some(format) = format else { continue };
         let sum = sums.find(place, &name)?.filter(|sum| sum.stored_size == listed.stored_size);
         found.push(Archived {
             name,
-            plain_size: sum.map(|sum| sum.size),
+            plain_size: sum.map(|sum| sum.noted.size),
             stored_size: listed.stored_size,
             stored_at: listed.stored_at,
-            compression,
+            format,
             location: place.store.location(&listed.key),
         });
     }
@@ -130,11 +132,23 @@ impl PageSums {
     }
 }
 
-/// The format of a stored file, by its first bytes; nothing where it is gone.
-fn stored_format(place: &Place, key: &str) -> Result<Option<Compression>> {
+/// What the catalogue says of the compression of all files.
+type Recorded = HashMap<WalName, Compression>;
+
+/// The format of a stored file, by its first bytes; nothing where it is gone. What lies below an encryption they do not
+/// tell: then by the catalogue, read at most once.
+fn stored_format(place: &Place, name: &WalName, key: &str, recorded: &mut Option<Recorded>) -> Result<Option<Format>> {
     let Some(object) = place.store.get(key)? else { return Ok(None) };
     let mut head = Vec::new();
     let read = object.body.take(Compression::MAGIC_LENGTH as u64).read_to_end(&mut head);
     read.map_err(|error: io::Error| Error::io("read file", Path::new(&place.store.location(key)), &error))?;
-    Ok(Some(Compression::detect(&head).unwrap_or(Compression::None)))
+    let encryption = Encryption::detect(&head);
+    if encryption == Encryption::None {
+        return Ok(Some(Compression::detect(&head).unwrap_or(Compression::None).into()));
+    }
+    if let (None, Some(records)) = (&recorded, &place.records) {
+        *recorded = Some(records.catalogue.compressions()?);
+    }
+    let compression = recorded.as_ref().and_then(|recorded| recorded.get(name).copied());
+    Ok(Some(Format { compression: compression.unwrap_or(Compression::None), encryption }))
 }

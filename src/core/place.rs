@@ -1,12 +1,14 @@
 //! An opened archive: the store behind the URL, the layout below it, and the records that a local one keeps.
 
 use crate::catalogue::Catalogue;
-use crate::codec::Compression;
+use crate::codec::{self, Compression};
 use crate::config::{Destination, StorageUrl};
+use crate::crypt::{self, SecretKeys};
 use crate::durable;
 use crate::error::{Error, Kind, Result};
+use crate::hash::{Hash, HashKey};
 use crate::identity::{Identity, MAX_IDENTITY_BYTES, foreign_archive};
-use crate::layout::{Layout, Naming};
+use crate::layout::{Format, Layout, Naming};
 use crate::mode::Mode;
 use crate::pulse::Pulse;
 use crate::store::s3::{Patience, S3Store};
@@ -14,7 +16,7 @@ use crate::store::{Listed, LocalStore, Meta, Object, Store};
 use crate::sums::{self, Sum};
 use crate::wal::WalName;
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -30,7 +32,19 @@ pub struct Place {
     /// Catalogue and sums, which only local storage has.
     pub records: Option<Records>,
     /// The format that files are most likely stored in.
-    pub likely_format: Compression,
+    pub likely_format: Format,
+    /// What encrypted files are read with.
+    pub secret_keys: SecretKeys,
+    /// What the noted hashes of encrypted files are compared by, where the cluster is at hand that knows it.
+    pub hash_key: Option<HashKey>,
+}
+
+/// A stored file being read back.
+pub struct Decoded<'a> {
+    /// The format it is in.
+    pub format: Format,
+    /// Its plain content.
+    pub plain: Box<dyn Read + 'a>,
 }
 
 /// A stored WAL file.
@@ -39,7 +53,7 @@ pub struct Stored {
     /// Its key.
     pub key: String,
     /// Its format, where the key tells.
-    pub format: Option<Compression>,
+    pub format: Option<Format>,
 }
 
 /// The files in which a local archive says what it holds.
@@ -55,6 +69,16 @@ impl Records {
     /// Notes the sum of a stored file.
     pub fn add_sum(&self, layout: &Layout, name: &WalName, sum: &Sum) -> Result<()> {
         sums::append(&self.root.join(layout.sums_key(name)), name, sum, self.mode)
+    }
+
+    /// Notes, durably, what is about to be stored in encrypted form: bytes of that hash.
+    pub fn announce_sum(&self, layout: &Layout, name: &WalName, sum: &Sum, stored: &Hash) -> Result<()> {
+        sums::announce(&self.root.join(layout.sums_key(name)), name, sum, stored, self.mode)
+    }
+
+    /// What was announced of a file that is stored as bytes of that hash.
+    pub fn find_announced_sum(&self, layout: &Layout, name: &WalName, stored: &Hash) -> Result<Option<Sum>> {
+        sums::find_announced(&self.root.join(layout.sums_key(name)), name, stored)
     }
 
     /// The noted sum of a stored file.
@@ -87,6 +111,10 @@ impl Place {
     /// Opens the place that `destination` names. Work in it beats `pulse`.
     pub fn open(destination: &Destination, pulse: &Arc<Pulse>) -> Result<Self> {
         let likely_format = destination.likely_format;
+        let secret_keys = {
+            let passphrase = destination.decryption_passphrase_command.as_deref().map(crypt::of_command);
+            SecretKeys::new(destination.decryption_keys.as_deref(), passphrase)
+        };
         match &destination.storage {
             StorageUrl::File { path, mode } => {
                 let layout = Layout::new(destination.server_name.clone(), Naming::Plain);
@@ -102,7 +130,8 @@ impl Place {
                     staging: store.staging().to_path_buf(),
                     mode: *mode,
                 };
-                Ok(Place { store: Box::new(store), layout, records: Some(records), likely_format })
+                let (store, records, hash_key) = (Box::new(store), Some(records), None);
+                Ok(Place { store, layout, records, likely_format, secret_keys, hash_key })
             }
             StorageUrl::S3(url) => {
                 let layout = Layout::new(destination.server_name.clone(), Naming::Suffixed);
@@ -110,9 +139,24 @@ impl Place {
                 let environment = |name: &str| std::env::var(name).ok();
                 let probe_key = layout.create_only_key();
                 let store = S3Store::open(url, &probe_key, patience, environment, Arc::clone(pulse))?;
-                Ok(Place { store: Box::new(store), layout, records: None, likely_format })
+                let (store, records, hash_key) = (Box::new(store), None, None);
+                Ok(Place { store, layout, records, likely_format, secret_keys, hash_key })
             }
         }
+    }
+
+    /// The same, at the hand of a cluster that knows the key of noted hashes.
+    pub fn known_to(mut self, hash_key: Option<HashKey>) -> Self {
+        self.hash_key = hash_key;
+        self
+    }
+
+    /// Reads a stored file back, whatever it was encrypted and compressed with. More than `max_plain_size` bytes are an
+    /// error. What was read counts once its end was reached: only there an encrypted file shows that nobody changed it.
+    pub fn decode<'a>(&self, stored: impl Read + Send + 'a, max_plain_size: u64) -> io::Result<Decoded<'a>> {
+        let (encryption, compressed) = self.secret_keys.open(stored)?;
+        let decoder = codec::decode(compressed, max_plain_size)?;
+        Ok(Decoded { format: Format { compression: decoder.compression, encryption }, plain: decoder.plain })
     }
 
     /// The archive as a whole, for people.
@@ -299,7 +343,8 @@ mod tests {
     fn cloud(root: &std::path::Path) -> Place {
         let layout = Layout::new(ServerName::parse("main").unwrap(), Naming::Suffixed);
         let store = LocalStore::open(root, &layout.staging_folder(), Mode::PRIVATE, Arc::default()).unwrap();
-        Place { store: Box::new(store), layout, records: None, likely_format: Compression::Gzip }
+        let (likely_format, secret_keys) = (Compression::Gzip.into(), SecretKeys::none());
+        Place { store: Box::new(store), layout, records: None, likely_format, secret_keys, hash_key: None }
     }
 
     #[test]
@@ -320,7 +365,7 @@ mod tests {
         let key = put(&name, Compression::Zstd);
         put(&WalName::parse("00000001000000000000001F.partial").unwrap(), Compression::Zstd);
         put(&WalName::parse("000000010000000000000020").unwrap(), Compression::Zstd);
-        let stored = Stored { key, format: Some(Compression::Zstd) };
+        let stored = Stored { key, format: Some(Compression::Zstd.into()) };
         assert_eq!(place.find(&name).unwrap().as_ref(), Some(&stored));
         assert_eq!(place.open_wal(&name).unwrap().map(|(found, _)| found), Some(stored));
     }

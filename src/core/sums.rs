@@ -2,10 +2,14 @@
 //!
 //! Lines are `<name> <size> blake3:<hash of the plain file> <stored size>`. They are not fsynced by themselves: a missing
 //! one is remade from the stored file. The last line of a name counts.
+//!
+//! An encrypted file has `blake3-keyed:` there, and a line before it is stored, durably, with a fifth field:
+//! `blake3:<hash of the file as stored>`. From that alone nothing follows; but a stored file of that hash has that content,
+//! which nobody could tell any more if the archiver died right after it stored the file.
 
 use crate::durable;
 use crate::error::{Error, Result};
-use crate::hash::Hash;
+use crate::hash::{Hash, Noted, NotedHash};
 use crate::mode::Mode;
 use crate::wal::WalName;
 use std::collections::HashMap;
@@ -17,10 +21,8 @@ use std::path::Path;
 /// What one line says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sum {
-    /// Bytes of the plain file.
-    pub size: u64,
-    /// Hash of the plain file.
-    pub hash: Hash,
+    /// Size and hash of the plain file.
+    pub noted: Noted,
     /// Bytes as stored.
     pub stored_size: u64,
 }
@@ -30,6 +32,22 @@ const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// Appends a line to the sums file at `path`, making it and its directory where they are missing.
 pub fn append(path: &Path, name: &WalName, sum: &Sum, mode: Mode) -> Result<()> {
+    append_line(path, &line(name, sum), mode).map(drop)
+}
+
+/// Appends, durably, the line of a file that is about to be stored with that content.
+pub fn announce(path: &Path, name: &WalName, sum: &Sum, stored: &Hash, mode: Mode) -> Result<()> {
+    let is_new = !path.exists();
+    let file = append_line(path, &format!("{} {stored}", line(name, sum)), mode)?;
+    file.sync_all().map_err(|error| Error::io("fsync file", path, &error))?;
+    if is_new { durable::sync_directory(durable::directory_of(path)) } else { Ok(()) }
+}
+
+fn line(name: &WalName, sum: &Sum) -> String {
+    format!("{name} {} {} {}", sum.noted.size, sum.noted.hash, sum.stored_size)
+}
+
+fn append_line(path: &Path, line: &str, mode: Mode) -> Result<fs::File> {
     let failed = |error: &io::Error| Error::io("write file", path, error);
     let open = || {
         OpenOptions::new()
@@ -48,7 +66,7 @@ pub fn append(path: &Path, name: &WalName, sum: &Sum, mode: Mode) -> Result<()> 
         other => other.map_err(|error| failed(&error))?,
     };
     let length = file.metadata().map_err(|error| failed(&error))?.len();
-    let mut line = format!("{name} {} {} {}\n", sum.size, sum.hash, sum.stored_size);
+    let mut line = format!("{line}\n");
     let mut last = [b'\n'];
     if length == 0 {
         file.set_permissions(Permissions::from_mode(mode.file())).map_err(|error| failed(&error))?;
@@ -59,13 +77,20 @@ pub fn append(path: &Path, name: &WalName, sum: &Sum, mode: Mode) -> Result<()> 
         // A line torn by a crash stays, unreadable, on a line of its own.
         line.insert(0, '\n');
     }
-    file.write_all(line.as_bytes()).map_err(|error| failed(&error))
+    file.write_all(line.as_bytes()).map_err(|error| failed(&error))?;
+    Ok(file)
 }
 
 /// The sum of that file; nothing where no line tells it.
 pub fn find(path: &Path, name: &WalName) -> Result<Option<Sum>> {
     let name = name.to_string();
     Ok(read(path)?.lines().rev().find_map(|line| parse_line(line, &name)))
+}
+
+/// What was announced of a file that is stored with that hash.
+pub fn find_announced(path: &Path, name: &WalName, stored: &Hash) -> Result<Option<Sum>> {
+    let (name, stored) = (name.to_string(), format!(" {stored}"));
+    Ok(read(path)?.lines().rev().find_map(|line| parse_line(line.strip_suffix(&stored)?, &name)))
 }
 
 /// The sums of all files that the sums file at `path` tells of.
@@ -89,20 +114,19 @@ fn read(path: &Path) -> Result<String> {
 
 fn parse_line(line: &str, name: &str) -> Option<Sum> {
     let mut fields = line.strip_prefix(name)?.strip_prefix(' ')?.split(' ');
-    let sum = Sum {
-        size: fields.next()?.parse().ok()?,
-        hash: Hash::parse(fields.next()?)?,
-        stored_size: fields.next()?.parse().ok()?,
-    };
+    let noted = Noted { size: fields.next()?.parse().ok()?, hash: NotedHash::parse(fields.next()?)? };
+    let sum = Sum { noted, stored_size: fields.next()?.parse().ok()? };
     fields.next().is_none().then_some(sum)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hash::{Content, HashKey};
 
     fn sum(content: &[u8]) -> Sum {
-        Sum { size: content.len() as u64, hash: Hash(blake3::hash(content)), stored_size: 3 }
+        let content = Content { size: content.len() as u64, hash: Hash(blake3::hash(content)) };
+        Sum { noted: Noted::of(&content), stored_size: 3 }
     }
 
     #[test]
@@ -125,5 +149,22 @@ mod tests {
         let all = find_all(&path).unwrap();
         assert_eq!(all, HashMap::from([(one, sum(b"three")), (two, sum(b"two"))]));
         assert!(find_all(&directory.path().join("missing")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_announced_counts_for_a_file_that_is_stored_just_so_and_for_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sums/0000000100000002");
+        let name = WalName::parse("000000010000000200000042").unwrap();
+        let [stored, other] = [b"stored", b"other!"].map(|bytes| Hash(blake3::hash(bytes)));
+        let content = Content { size: 5, hash: Hash(blake3::hash(b"plain")) };
+        let sum = Sum { noted: Noted::keyed(&content, &HashKey::of_secret(&[7; 32])), stored_size: 6 };
+        announce(&path, &name, &sum, &stored, Mode::PRIVATE).unwrap();
+        assert_eq!(find(&path, &name).unwrap(), None, "it may never have been stored");
+        assert!(find_all(&path).unwrap().is_empty());
+        assert_eq!(find_announced(&path, &name, &stored).unwrap(), Some(sum));
+        assert_eq!(find_announced(&path, &name, &other).unwrap(), None);
+        append(&path, &name, &sum, Mode::PRIVATE).unwrap();
+        assert_eq!(find(&path, &name).unwrap(), Some(sum));
     }
 }

@@ -4,6 +4,7 @@
 //! [`caught`] ends it. All functions belong to the process's main thread.
 
 use archiver_core::Error;
+use archiver_core::hash::HashKey;
 use archiver_core::identity::Cluster;
 #[cfg(any(feature = "pg17", feature = "pg18"))]
 use archiver_core::report::Report;
@@ -252,7 +253,16 @@ pub fn cluster() -> Cluster {
         system_identifier,
         major: pg_sys::PG_MAJORVERSION_NUM,
         segment_size: SegmentSize::new(segment_bytes as u64).unwrap_or(SegmentSize::DEFAULT),
+        hash_key: hash_key(),
     }
+}
+
+/// What the noted hashes of encrypted files are compared by: see `archiver_core::data_directory::hash_key`.
+fn hash_key() -> Option<HashKey> {
+    // SAFETY: it answers a pointer into this process's copy of the control file, read before any process of ours starts:
+    // 32 bytes (pg_control.h, MOCK_AUTH_NONCE_LEN) that never change.
+    let secret: Option<&[u8; 32]> = unsafe { pg_sys::GetMockAuthenticationNonce().cast::<[u8; 32]>().as_ref() };
+    secret.map(HashKey::of_secret)
 }
 
 /// When the server was started, in microseconds since the Unix epoch.

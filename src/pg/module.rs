@@ -239,7 +239,7 @@ impl Module {
                 stored.location,
                 stored.plain_size,
                 stored.stored_size,
-                stored.compression.name(),
+                stored.format.compression.name(),
                 stored.took.as_secs_f64() * 1000.0
             ),
         );

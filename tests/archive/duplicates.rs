@@ -96,7 +96,7 @@ fn the_same_content_stored_under_another_setting_is_success() {
         site.set(Setting::Compression, later);
         let again = archive_file(&site.archive(), &file).unwrap();
         assert!(!again.created);
-        assert_eq!(again.compression.name(), earlier, "what is stored, not what is set");
+        assert_eq!(again.format.compression.name(), earlier, "what is stored, not what is set");
         assert_eq!(again.stored_size, stored.stored_size);
         assert!(fs::read(site.stored(&file.name)).unwrap() == before);
         assert_eq!(site.catalogue().len(), 1);

@@ -116,12 +116,12 @@ fn a_listing_tells_sizes_format_time_and_place() {
             plain_size: Some(1 << 20),
             stored_size: stored.stored_size,
             stored_at: ours.stored_at,
-            compression: Compression::Zstd,
+            format: Compression::Zstd.into(),
             location: site.stored(&file.name).display().to_string(),
         }
     );
     assert!(before < ours.stored_at && ours.stored_at <= SystemTime::now(), "{:?}", ours.stored_at);
-    assert_eq!((barmans.plain_size, barmans.compression), (None, Compression::None));
+    assert_eq!((barmans.plain_size, barmans.format.compression), (None, Compression::None));
     assert_eq!(barmans.stored_size, 1 << 20);
 }
 

@@ -1,6 +1,7 @@
 //! Archiving and restoring without a server: one file at a time, the pool of threads, the way back, and what lies there.
 
 mod duplicates;
+mod encryption;
 mod identity;
 mod incoming;
 mod listing;

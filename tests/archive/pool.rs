@@ -546,3 +546,47 @@ fn a_question_without_an_archive_is_an_error() {
     assert_eq!(archiver.ask(&site.offer_segment(1)).unwrap_err().kind(), Kind::Internal);
     assert!(matches!(archiver.poll(true), Answer::Failed(_)));
 }
+
+#[test]
+fn a_segment_left_over_from_the_old_timeline_is_archived_after_the_promotion() {
+    let site = Site::new();
+    let history = site.offer(&wal_name("00000002.history"), b"1\t0/300000\tno recovery target specified\n");
+    let of_new_timeline: Vec<WalFile> = ["000000020000000000000003", "000000020000000000000004"]
+        .map(wal_name)
+        .iter()
+        .map(|name| site.offer(name, &site.content(name)))
+        .collect();
+    let mut process = Process::new(&site);
+    for file in std::iter::once(&history).chain(&of_new_timeline) {
+        process.archive(file).unwrap();
+        done(&site, file);
+    }
+    let left_over = site.offer_segment(2);
+    let stored = process.archive(&left_over).unwrap();
+    assert!(stored.created && site.stored(&left_over.name).is_file());
+    assert!(site.catalogue().contains(&left_over.name.to_string()));
+}
+
+#[test]
+fn a_hundred_thousand_waiting_files_do_not_make_a_call_slow() {
+    const WAITING: u32 = 100_000;
+    const ASKED: u32 = 400;
+    let site = Site::new();
+    let status = site.pg_wal().join("archive_status");
+    for number in 0..WAITING {
+        File::create(status.join(format!("{}.ready", site.name(number)))).unwrap();
+    }
+    let files = offered(&site, 0..ASKED);
+    let mut process = Process::new(&site);
+    let started = Instant::now();
+    for file in &files {
+        process.archive(file).unwrap();
+        done(&site, file);
+    }
+    // To look through the directory once for each of them would take that long alone.
+    let scan = Instant::now();
+    assert_eq!(fs::read_dir(&status).unwrap().count(), WAITING as usize);
+    let scan = scan.elapsed();
+    println!("{ASKED} files took {:?}, one look through the directory {scan:?}", started.elapsed());
+    assert!(started.elapsed() < PATIENCE.max(scan * ASKED / 4));
+}

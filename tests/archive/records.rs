@@ -118,7 +118,7 @@ fn a_line_that_could_not_be_written_is_not_believed_to_be_there() {
     let site = Site::new();
     let line = |number, created| {
         let modified = SystemTime::UNIX_EPOCH;
-        let entry = Entry { name: site.name(number), stored_size: 1, modified, compression: Compression::None };
+        let entry = Entry { name: site.name(number), stored_size: 1, modified, format: Compression::None.into() };
         NewLine { entry, created }
     };
     catalogue.record(&[line(1, true)]).unwrap();

@@ -3,6 +3,7 @@
 use archiver_core::codec::Compression;
 use archiver_core::wal::WalName;
 use archiver_tests::Site;
+use archiver_tests::gpg::Gpg;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -21,6 +22,7 @@ for line in open(sys.argv[1]):
 pub struct Barman {
     folder: PathBuf,
     home: PathBuf,
+    key_ring: Option<PathBuf>,
 }
 
 /// One of Barman's programs.
@@ -42,7 +44,7 @@ pub fn succeeded(output: Output) -> Vec<u8> {
 impl Barman {
     /// Barman over the site's storage, storing plain.
     pub fn of(site: &Site) -> Self {
-        let barman = Barman { folder: site.path("barman"), home: site.storage() };
+        let barman = Barman { folder: site.path("barman"), home: site.storage(), key_ring: None };
         fs::create_dir_all(&barman.folder).expect("create directory");
         fs::create_dir_all(barman.home.join("main/incoming")).expect("create directory");
         barman.configure("");
@@ -54,6 +56,17 @@ impl Barman {
         if compression != Compression::None {
             self.configure(&format!("compression = {}\ncompression_level = low\n", compression.name()));
         }
+        self
+    }
+
+    /// The same, storing gzip encrypted to that key, which it reads by that passphrase.
+    pub fn with_encryption(mut self, gpg: &Gpg, who: &str, passphrase: &str) -> Self {
+        self.key_ring = Some(gpg.home().to_path_buf());
+        // Barman takes no encryption of WAL alone.
+        self.configure(&format!(
+            "compression = gzip\nbackup_compression = gzip\nbackup_compression_format = tar\nencryption = gpg\n\
+             encryption_key_id = {who}\nencryption_passphrase_command = echo {passphrase}\n"
+        ));
         self
     }
 
@@ -71,6 +84,7 @@ impl Barman {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = program("barman");
         command.arg("-c").arg(self.folder.join("barman.conf")).args(arguments).current_dir(&self.folder);
+        command.envs(self.key_ring.iter().map(|home| ("GNUPGHOME", home)));
         command
     }
 

@@ -230,7 +230,7 @@ fn we_read_and_list_what_barman_cloud_stores_in_every_format() {
         for ((name, content), archived) in offered.iter().zip(&listed) {
             let what = format!("{name} in {}", compression.name());
             assert!(restored(&cloud.site, name) == *content, "{what}");
-            assert_eq!((archived.name, archived.compression, archived.plain_size), (*name, compression, None));
+            assert_eq!((archived.name, archived.format.compression, archived.plain_size), (*name, compression, None));
             assert!(archived.location.ends_with(&format!("/{name}{}", compression.suffix())), "{archived:?}");
             let key = archived.location.split_once(&format!("/{}/", cloud.bucket.name)).unwrap().1;
             assert_eq!(cloud.bucket.get(key, &[]).body.len() as u64, archived.stored_size, "{what}");
@@ -257,7 +257,7 @@ fn what_barman_cloud_stored_is_a_duplicate_whatever_format_we_are_set_to() {
             let archive = cloud.site.archive();
             for (name, content) in &offered {
                 let stored = archive_file(&archive, &cloud.site.offer(name, content)).unwrap();
-                assert_eq!((stored.created, stored.compression), (false, compression), "{name} in {what}");
+                assert_eq!((stored.created, stored.format.compression), (false, compression), "{name} in {what}");
                 assert!(stored.location.ends_with(&format!("/{name}{}", compression.suffix())), "{stored:?}");
                 let other = cloud.site.offer(name, &other_than(content));
                 let refused = archive.store(&other).unwrap_err();

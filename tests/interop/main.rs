@@ -7,12 +7,15 @@ mod cloud;
 use archiver_core::archive::{StoredFile, WalFile};
 use archiver_core::codec::Compression;
 use archiver_core::config::Setting;
+use archiver_core::crypt::Encryption;
 use archiver_core::restore::{Request, restore};
 use archiver_core::wal::{Kind, WalName};
+use archiver_tests::gpg::Gpg;
 use archiver_tests::{Site, archive_file, eventually, wal_name};
 use barman::Barman;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 const LABEL: &[u8] = b"START WAL LOCATION: 0/500028 (file 000000010000000000000005)\n";
@@ -66,7 +69,7 @@ fn barman_reads_what_we_store_in_every_format() {
         let stored = archive_all(&site);
         let barman = Barman::of(&site);
         for ((name, content), file) in one_of_each_kind(&site).iter().zip(&stored) {
-            assert_eq!(file.compression, compression);
+            assert_eq!(file.format.compression, compression);
             // Barman hands out a stored partial as it is.
             let expected =
                 if name.kind() == Kind::Partial { fs::read(&file.location).unwrap() } else { content.clone() };
@@ -131,6 +134,36 @@ fn barman_reads_our_catalogue_as_it_reads_its_own() {
         let ours = sorted(&barman);
         barman.run(&["rebuild-xlogdb", "main"]);
         assert_eq!(sorted(&barman), ours, "{}", compression.name());
+    }
+}
+
+#[test]
+fn barman_reads_what_we_encrypt_to_an_rsa_key_and_we_what_barman_encrypts() {
+    let gpg = Gpg::new();
+    gpg.add_key("reader", "default", "sesame", "never");
+    let [public, secret] = [gpg.public_keys(&["reader"], true), gpg.secret_keys(&["reader"], "sesame")];
+    let path = |path: &Path| path.to_str().expect("UTF-8").to_string();
+    for compression in Compression::ALL {
+        let site = Site::new()
+            .with(Setting::Compression, compression.name())
+            .with(Setting::Encryption, "gpg")
+            .with(Setting::EncryptionRecipients, &path(&public))
+            .with(Setting::DecryptionKeys, &path(&secret))
+            .with(Setting::DecryptionPassphraseCommand, "echo sesame");
+        let stored = archive_all(&site);
+        let barman = Barman::of(&site).with_encryption(&gpg, "reader", "sesame");
+        for ((name, content), file) in one_of_each_kind(&site).iter().zip(&stored) {
+            // Barman hands out a stored partial as it is.
+            let expected =
+                if name.kind() == Kind::Partial { fs::read(&file.location).unwrap() } else { content.clone() };
+            assert!(barman.get_wal(name) == expected, "{name} in {}", compression.name());
+        }
+        let in_catalogue = |line: &String| line.ends_with(" gpg");
+        assert!(barman.read_catalogue().iter().all(in_catalogue), "{:?}", barman.read_catalogue());
+        let name = site.name(9);
+        barman.archive(&[(name, site.content(&name))]);
+        assert_eq!(Encryption::detect(&fs::read(site.stored(&name)).unwrap()), Encryption::OpenPgp);
+        assert!(restored(&site, &name) == site.content(&name), "what Barman encrypted");
     }
 }
 

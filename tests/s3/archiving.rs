@@ -9,6 +9,7 @@ use archiver_core::listing::{Range, list_page, locate};
 use archiver_core::restore::{Request, Restored, restore};
 use archiver_core::wal::WalName;
 use archiver_tests::fault_proxy::FaultProxy;
+use archiver_tests::gpg::Gpg;
 use archiver_tests::s3_server::{Bucket, S3Server};
 use archiver_tests::{Site, archive_file, compressed, wal_name};
 use std::fs;
@@ -70,7 +71,7 @@ fn every_kind_of_file_is_stored_under_barmans_key_and_comes_back() {
         for (name, content) in &contents {
             let stored = archive_file(&archive, &site.offer(name, content)).unwrap();
             assert!(stored.created);
-            assert_eq!(stored.compression, compression);
+            assert_eq!(stored.format.compression, compression);
         }
         let suffix = compression.suffix();
         let directory = "0000000100000000";
@@ -160,7 +161,7 @@ fn the_same_file_in_another_format_is_known() {
         site.set(Setting::Compression, "lz4");
         let archive = site.archive();
         let again = archive_file(&archive, &file).unwrap();
-        assert_eq!((again.created, again.compression), (false, Compression::Gzip));
+        assert_eq!((again.created, again.format.compression), (false, Compression::Gzip));
         assert!(again.location.ends_with(".gz"), "{}", again.location);
         let mut other = fs::read(&file.path).unwrap();
         let last = other.len() - 2;
@@ -182,7 +183,7 @@ fn what_barman_stored_is_known_by_its_content() {
     bucket.put(&key, &compressed(Compression::Bzip2, &site.content(&name)), &[]);
     let archive = site.archive();
     let same = archive_file(&archive, &site.offer_segment(1)).unwrap();
-    assert_eq!((same.created, same.compression), (false, Compression::Bzip2));
+    assert_eq!((same.created, same.format.compression), (false, Compression::Bzip2));
     let mut other = site.content(&name);
     other[500_000] ^= 1;
     assert_eq!(archive_file(&archive, &site.offer(&name, &other)).unwrap_err().kind(), Kind::Conflict);
@@ -374,7 +375,7 @@ fn listings_tell_format_size_and_place_without_reading_a_file() {
         next.and_then(|next| list_page(&place, Some(&next), &Range::default(), 1000).unwrap().0.first().cloned()),
         None
     );
-    let told: Vec<_> = files.iter().map(|file| (file.name.to_string(), file.compression.name())).collect();
+    let told: Vec<_> = files.iter().map(|file| (file.name.to_string(), file.format.compression.name())).collect();
     let expected = [
         (site.name(1), "zstd"),
         (site.name(2), "none"),
@@ -435,4 +436,61 @@ fn a_rotated_key_is_taken_without_a_restart() {
     assert!(error.message().starts_with("store answered 403"), "{error:?}");
     crate::write_credentials(&bucket, directory.path());
     assert!(archive_file(&archive, &site.offer_segment(1)).unwrap().created);
+}
+
+#[test]
+fn an_encrypted_file_has_a_name_of_its_own_and_is_known_again_by_a_keyed_hash() {
+    let gpg = Gpg::new();
+    gpg.add_key("reader", "future-default", "", "never");
+    let [public, secret] = [gpg.public_keys(&["reader"], false), gpg.secret_keys(&["reader"], "")];
+    for server in [S3Server::ceph(), S3Server::moto()] {
+        let bucket = server.new_bucket();
+        let (_directory, site) = site_in(&bucket, "");
+        let plain = site.offer_segment(1);
+        archive_file(&site.archive(), &plain).unwrap();
+        let site = site
+            .with(Setting::Encryption, "openpgp")
+            .with(Setting::EncryptionRecipients, public.to_str().unwrap())
+            .with(Setting::DecryptionKeys, secret.to_str().unwrap());
+        // Stored before encryption was turned on: the same file, and no second object.
+        assert!(!archive_file(&site.archive(), &plain).unwrap().created);
+        let file = site.offer_segment(2);
+        assert!(archive_file(&site.archive(), &file).unwrap().created);
+        assert!(!archive_file(&site.archive(), &file).unwrap().created, "after a restart");
+        let directory = "0000000100000000";
+        assert_eq!(
+            wals(&bucket),
+            [format!("{directory}/{}.zst", plain.name), format!("{directory}/{}.zst.gpg", file.name)]
+        );
+        let head = bucket.head(&format!("some/place/main/wals/{directory}/{}.zst.gpg", file.name));
+        assert_eq!(head.header("x-amz-meta-archiver-blake3"), None);
+        assert!(head.header("x-amz-meta-archiver-blake3-keyed").is_some());
+        for file in [&plain, &file] {
+            let (_, bytes) = fetch(&site, &file.name, false).unwrap();
+            assert!(bytes == site.content(&file.name));
+        }
+        let mut other = site.content(&file.name);
+        other[500_000] ^= 1;
+        let error = archive_file(&site.archive(), &site.offer(&file.name, &other)).unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict);
+    }
+}
+
+#[test]
+fn an_encrypted_segment_that_is_streamed_comes_out_the_same_each_time_it_is_made() {
+    let gpg = Gpg::new();
+    gpg.add_key("reader", "default", "", "never");
+    let bucket = S3Server::ceph().new_bucket();
+    let (_directory, url) = new_url(&bucket, "");
+    let site = Site::with_segments_of(16 << 20)
+        .with(Setting::Storage, &url)
+        .with(Setting::MemoryLimit, "24MB")
+        .with(Setting::Encryption, "openpgp")
+        .with(Setting::EncryptionRecipients, gpg.public_keys(&["reader"], false).to_str().unwrap())
+        .with(Setting::DecryptionKeys, gpg.secret_keys(&["reader"], "").to_str().unwrap());
+    let file = site.offer_segment(1);
+    assert!(archive_file(&site.archive(), &file).unwrap().created);
+    assert!(!archive_file(&site.archive(), &file).unwrap().created);
+    assert!(fetch(&site, &file.name, false).unwrap().1 == site.content(&file.name));
+    assert_eq!(wals(&bucket).len(), 1);
 }

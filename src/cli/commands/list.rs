@@ -46,8 +46,8 @@ impl Row {
             size: file.plain_size,
             stored_size: file.stored_size,
             stored_at: rfc3339(file.stored_at, 6),
-            compression: file.compression.name(),
-            encryption: "none",
+            compression: file.format.compression.name(),
+            encryption: file.format.encryption.name(),
             location: file.location,
         }
     }

@@ -1,6 +1,7 @@
 //! One room for each command.
 
 pub mod archive;
+pub mod check;
 pub mod list;
 pub mod restore;
 pub mod status;

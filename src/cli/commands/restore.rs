@@ -4,7 +4,7 @@ use crate::args::{Arguments, OnError, Restore};
 use crate::output::{DONE, tell};
 use crate::settings;
 use archiver_core::config::{Destination, Setting, Settings};
-use archiver_core::data_directory::system_identifier;
+use archiver_core::data_directory::{hash_key, system_identifier};
 use archiver_core::place::Place;
 use archiver_core::pulse::Pulse;
 use archiver_core::report::Report;
@@ -60,7 +60,8 @@ fn restore_file(arguments: &Arguments, wanted: &Restore, data_directory: &Path) 
         system_identifier: system_identifier(data_directory).unwrap_or(None),
         retry_timeout: destination.retry_timeout,
     };
-    let open = || Place::open(&destination, &Arc::new(Pulse::new()));
+    let hash_key = hash_key(data_directory);
+    let open = || Place::open(&destination, &Arc::new(Pulse::new())).map(|place| place.known_to(hash_key));
     match Recovery::of(&settings, data_directory, &request)? {
         Some(recovery) => recovery.restore(open, &request, || start_helper(&settings, data_directory)),
         None => restore(open, &request),

@@ -1,24 +1,20 @@
-//! `archiver status` and `archiver check`: how archiving stands, seen from outside the server.
+//! `archiver status`: how archiving stands, seen from outside the server.
 
-use crate::args::{Arguments, Check, Status};
+use crate::args::{Arguments, Status};
 use crate::output::{self, End, rfc3339, write_json};
 use crate::settings;
-use archiver_core::Error;
-use archiver_core::archive::check_memory;
-use archiver_core::check::{self, Home, Row, Verdict};
-use archiver_core::config::{Config, Limits};
-use archiver_core::data_directory::cluster;
+use archiver_core::check::Home;
+use archiver_core::config::Config;
 use archiver_core::queue::{Summary, waiting};
 use archiver_core::state::State;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 /// The cluster that lives in the data directory, if one does, and what its archiver process tells.
-fn look_at(arguments: &Arguments, data_directory: &Path) -> archiver_core::Result<(Option<Home>, Option<State>)> {
+pub fn look_at(arguments: &Arguments, data_directory: &Path) -> archiver_core::Result<(Option<Home>, Option<State>)> {
     let home = settings::system_identifier(arguments, data_directory)?
         .map(|system_identifier| Home { system_identifier, data_directory: data_directory.to_path_buf() });
     let state = home.as_ref().and_then(|home| State::of_running_server(data_directory, home.system_identifier));
@@ -54,7 +50,7 @@ impl Shown {
             ("server_name", json!(config.destination.server_name.to_string())),
             ("system_identifier", json!(home.map(|home| home.system_identifier.to_string()))),
             ("compression", json!(config.compression.name())),
-            ("encryption", json!("none")),
+            ("encryption", json!(config.destination.likely_format.encryption.name())),
             ("archiver_pid", json!(state.map(|state| state.archiver_pid))),
             ("queue_files", json!(queue.map(|queue| queue.files))),
             ("queue_bytes", json!(queue.map(|queue| queue.bytes))),
@@ -103,72 +99,4 @@ pub fn status(arguments: &Arguments, wanted: &Status) -> Result<u8, End> {
     }
     out.flush()?;
     Ok(output::DONE)
-}
-
-/// A row, as `archiver.check()` names its columns.
-#[derive(Serialize)]
-struct Judged {
-    name: &'static str,
-    state: &'static str,
-    detail: String,
-    hint: Option<String>,
-}
-
-fn judge(arguments: &Arguments) -> archiver_core::Result<Vec<Row>> {
-    let data_directory = settings::data_directory(arguments, None);
-    let as_row = |error: &Error| Row::of_error("settings", error);
-    let settings = match settings::read(arguments, &data_directory) {
-        Ok(settings) => settings,
-        Err(error) => return Ok(vec![as_row(&error)]),
-    };
-    let config = match Config::parse(&settings) {
-        Ok(config) => config,
-        Err(_) => return Ok(Config::problems(&settings).iter().map(as_row).collect()),
-    };
-    let (home, state) = look_at(arguments, &data_directory)?;
-    let limits = Limits::parse(&settings);
-    let mut rows = vec![match (cluster(&data_directory, &[]), &limits) {
-        (_, Err(error)) => as_row(error),
-        (Ok(Some((cluster, _))), _) => match check_memory(&config, &cluster) {
-            Ok(()) => Row::ok("settings", "all known and valid"),
-            Err(error) => as_row(&error),
-        },
-        // Without the segment size, or the right to look for it, that one is left to the server.
-        _ => Row::ok("settings", "all known and valid"),
-    }];
-    rows.push(check::compression(&config));
-    if home.is_some() {
-        rows.push(check::archiver_process(state.as_ref()));
-        rows.push(check::waiting(&data_directory.join("pg_wal"), &limits.unwrap_or_default()));
-        rows.push(check::refused(state.as_ref()));
-    }
-    rows.extend(check::check_storage(&config, home.as_ref(), &Arc::default()));
-    Ok(rows)
-}
-
-/// Prints a row for each thing that could keep archiving from working; the exit code says whether one failed.
-pub fn check(arguments: &Arguments, wanted: &Check) -> Result<u8, End> {
-    let rows = judge(arguments)?;
-    let code = if rows.iter().any(|row| row.verdict == Verdict::Failed) { output::NO } else { output::DONE };
-    let mut out = output::standard_output();
-    let written = if wanted.json {
-        let judged = |row: &Row| Judged {
-            name: row.name,
-            state: row.verdict.word(),
-            detail: row.detail.clone(),
-            hint: row.hint.clone(),
-        };
-        let rows: Vec<Judged> = rows.iter().map(judged).collect();
-        write_json(&mut out, &rows).and_then(|()| out.write_all(b"\n"))
-    } else {
-        rows.iter().try_for_each(|row| {
-            writeln!(out, "{:<7}  {:<17}  {}", row.verdict.word(), row.name, row.detail)?;
-            row.hint.iter().try_for_each(|hint| writeln!(out, "{:<26}  {hint}", ""))
-        })
-    };
-    match written.and_then(|()| out.flush()).map_err(End::from) {
-        // The exit code is the answer.
-        Ok(()) | Err(End::ReaderLeft) => Ok(code),
-        Err(failed) => Err(failed),
-    }
 }

@@ -2,9 +2,11 @@
 
 use super::encoding_failed;
 use crate::codec::{Compression, Encoder};
+use crate::crypt::{self, Reader, Seed};
 use crate::error::{Error, Kind, Result};
 use crate::pulse::Pulse;
 use bytes::Bytes;
+use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,12 +19,23 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Desk {
     /// The source as it was read.
     pub plain: Vec<u8>,
-    /// What became of it.
+    /// What became of it, compressed.
     pub encoded: Vec<u8>,
+    /// And encrypted.
+    pub encrypted: Vec<u8>,
     encoder: Option<(Compression, i32, Encoder)>,
 }
 
 impl Desk {
+    /// Encrypts what was encoded last, or else the source as it was read.
+    pub fn encrypt(&mut self, readers: &[Reader], is_encoded: bool) -> io::Result<()> {
+        let clear = if is_encoded { &self.encoded } else { &self.plain };
+        self.encrypted.clear();
+        let most = clear.len() as u64 + crypt::most_added_bytes(readers.len(), clear.len() as u64);
+        self.encrypted.try_reserve_exact(usize::try_from(most).map_err(|_| io::ErrorKind::OutOfMemory)?)?;
+        crypt::encrypt(readers, &Seed::random(), clear.as_slice(), &mut self.encrypted)
+    }
+
     /// The encoder for that format and level, and the two buffers.
     pub fn encoder(&mut self, compression: Compression, level: i32) -> Result<(&mut Encoder, &[u8], &mut Vec<u8>)> {
         if !matches!(&self.encoder, Some((kept, at, _)) if (*kept, *at) == (compression, level)) {

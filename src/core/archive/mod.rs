@@ -16,9 +16,11 @@ pub use source::WalFile;
 use crate::catalogue::{Entry, NewLine};
 use crate::codec::{self, Compression};
 use crate::config::{Config, StorageUrl};
+use crate::crypt::{self, Encryption, Reader, Recipients, Seed};
 use crate::error::{Error, Kind, Result, plain_cause};
-use crate::hash::{Content, Hash};
+use crate::hash::{Content, Hash, Noted};
 use crate::identity::{Cluster, Identity, Marker, foreign_archive, vanished_archive};
+use crate::layout::Format;
 use crate::place::Place;
 use crate::pulse::{Beating, Pulse};
 use crate::single_flight::SingleFlight;
@@ -35,6 +37,7 @@ use std::fs::{self, Metadata};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 /// An archive to write to: one place, for one cluster, under one configuration.
@@ -48,6 +51,8 @@ pub struct Archive {
     confirmed_identity: SingleFlight<Option<Confirmed>>,
     siblings: Siblings,
     desks: Desks,
+    /// Those who may read it, where it is encrypted.
+    recipients: Option<Recipients>,
 }
 
 /// No more files are on their way to a store at once.
@@ -91,7 +96,7 @@ pub struct StoredFile {
     /// Hash of the plain content.
     pub hash: Hash,
     /// The format it is stored in.
-    pub compression: Compression,
+    pub format: Format,
     /// Modification time of the source.
     pub modified: SystemTime,
     /// Whether it was stored now; else it stood there already, with the same content.
@@ -105,6 +110,13 @@ impl Archive {
     /// `marker` remembers the archive across restarts. Work beats `pulse`. Fails as [`check_memory`] does.
     pub fn new(config: Config, cluster: Cluster, marker: Option<Marker>, pulse: Arc<Pulse>) -> Result<Self> {
         check_memory(&config, &cluster)?;
+        let recipients = config.encryption_recipients.as_deref().map(Recipients::new);
+        if recipients.is_some() && cluster.hash_key.is_none() {
+            let message = "files cannot be encrypted where no data directory is at hand";
+            return Err(Error::new(Kind::Configuration, "archiver.encryption", message)
+                .detail("Without it nothing could tell whether an encrypted file is the same as another one.")
+                .hint("Name the data directory with -D."));
+        }
         let desks = desks_in_memory(&config, &cluster);
         let at_desks = desks as u64 * desk_bytes(&config, &cluster);
         let desks = Desks::new(desks, config.memory_limit_bytes.saturating_sub(at_desks));
@@ -117,11 +129,13 @@ impl Archive {
             pulse,
             confirmed_identity: SingleFlight::default(),
             siblings: Siblings::default(),
+            recipients,
         })
     }
 
     fn place(&self) -> Result<&Place> {
-        self.place.get_or_try_init(|| Place::open(&self.config.destination, &self.pulse))
+        let open = || Place::open(&self.config.destination, &self.pulse);
+        self.place.get_or_try_init(|| open().map(|place| place.known_to(self.cluster.hash_key)))
     }
 
     /// Opens the storage, unless that was done before. Nothing is written.
@@ -207,27 +221,33 @@ impl Archive {
             Compression::None => self.config.compression,
             already => already,
         };
-        let mut key = place.layout.wal_key(&file.name, compression);
+        let format = Format { compression, encryption: self.encryption() };
+        let is_copied = format == Compression::None.into() && !place.is_remote();
+        let mut key = place.layout.wal_key(&file.name, format);
         let (put, content) = match self.siblings.find(place, &file.name, &key)? {
             Some(other) => {
                 key = other;
                 (Put::AlreadyExists, opened.read(0, &mut desk.plain, &self.pulse)?.content)
             }
-            None if compression == Compression::None && !place.is_remote() => self.copy(place, &key, opened, desk)?,
+            None if is_copied => self.copy(place, &key, opened, desk)?,
+            // Not encrypted and announced for nothing, again and again.
+            None if self.recipients.is_some() && !place.is_remote() && place.store.head(&key)?.is_some() => {
+                (Put::AlreadyExists, opened.read(0, &mut desk.plain, &self.pulse)?.content)
+            }
             None => {
                 let source = opened.read(max_buffer_bytes(&self.config), &mut desk.plain, &self.pulse)?;
                 (self.put(place, &key, file, &source, level, desk)?, source.content)
             }
         };
-        let (stored_size, compression, modified, created) = match put {
+        let (stored_size, format, modified, created) = match put {
             Put::Created { stored_size } => {
                 self.siblings.add(place, &file.name, &key);
-                (stored_size, compression, modified, true)
+                (stored_size, format, modified, true)
             }
             Put::AlreadyExists => {
                 let compared = duplicate::compare(place, &file.name, &key, &content, &self.pulse);
                 let same = compared.inspect_err(|_| self.siblings.forget())?;
-                (same.meta.stored_size, same.compression, same.meta.modified, false)
+                (same.meta.stored_size, same.format, same.meta.modified, false)
             }
         };
         // The file system may have been unmounted since: what was stored then lies in the empty mount point.
@@ -239,7 +259,7 @@ impl Archive {
             plain_size: content.size,
             stored_size,
             hash: content.hash,
-            compression,
+            format,
             modified,
             created,
             took: started.elapsed(),
@@ -251,7 +271,9 @@ impl Archive {
         let place = self.place()?;
         let Some(records) = &place.records else { return Ok(()) };
         for file in files {
-            let sum = Sum { size: file.plain_size, hash: file.hash, stored_size: file.stored_size };
+            let content = Content { size: file.plain_size, hash: file.hash };
+            let Some(noted) = self.noted(&content, file.format.encryption) else { continue };
+            let sum = Sum { noted, stored_size: file.stored_size };
             if file.created || records.find_sum(&place.layout, &file.name)? != Some(sum) {
                 records.add_sum(&place.layout, &file.name, &sum)?;
             }
@@ -263,12 +285,25 @@ impl Archive {
                     name: file.name,
                     stored_size: file.stored_size,
                     modified: file.modified,
-                    compression: file.compression,
+                    format: file.format,
                 },
                 created: file.created,
             })
             .collect();
         records.catalogue.record(&lines)
+    }
+
+    /// How files are encrypted.
+    fn encryption(&self) -> Encryption {
+        if self.recipients.is_some() { Encryption::OpenPgp } else { Encryption::None }
+    }
+
+    /// What may be noted of that content beside a file stored so. Nothing of an encrypted one without the key.
+    fn noted(&self, content: &Content, encryption: Encryption) -> Option<Noted> {
+        match encryption {
+            Encryption::None => Some(Noted::of(content)),
+            Encryption::OpenPgp => self.cluster.hash_key.map(|key| Noted::keyed(content, &key)),
+        }
     }
 
     /// How many files are read and encoded at once: as many as shall work, as far as memory reaches.
@@ -318,7 +353,16 @@ impl Archive {
         level: i32,
         mut desk: TakenDesk<'_>,
     ) -> Result<Put> {
-        let attributes = Attributes { modified: source.modified, content: Some(source.content) };
+        let noted = self.noted(&source.content, self.encryption());
+        let attributes = Attributes { modified: source.modified, content: noted };
+        let readers = self.recipients.as_ref().map(|recipients| recipients.readers(SystemTime::now())).transpose()?;
+        // In a bucket metadata tells what the object holds.
+        let announce = |stored: Hash, stored_size| match (&place.records, noted, &readers) {
+            (Some(records), Some(noted), Some(_)) => {
+                records.announce_sum(&place.layout, &file.name, &Sum { noted, stored_size }, &stored)
+            }
+            _ => Ok(()),
+        };
         let compression = match source.compression {
             Compression::None => self.config.compression,
             _ => Compression::None,
@@ -330,7 +374,14 @@ impl Archive {
                 encoder.encode(plain, encoded).map_err(|error| encoding_failed(compression, &error))?;
                 self.pulse.beat();
             }
-            let body = DeskBody { desk, is_encoded };
+            let mut made = if is_encoded { Made::Encoded } else { Made::Read };
+            if let Some(readers) = &readers {
+                desk.encrypt(readers, is_encoded).map_err(|error| encryption_failed(&error))?;
+                self.pulse.beat();
+                announce(Hash(blake3::hash(&desk.encrypted)), desk.encrypted.len() as u64)?;
+                made = Made::Encrypted;
+            }
+            let body = DeskBody { desk, made };
             if place.is_remote() {
                 let kept = self.desks.keep(body.as_ref(), &self.pulse)?;
                 drop(body);
@@ -338,11 +389,20 @@ impl Archive {
             }
             return place.store.put_new(key, Body::Lent(Box::new(body)), &attributes);
         }
+        let seed = Seed::random();
         let mut stream = |out: &mut dyn Write| {
             let mut again = &source.file;
             again.rewind()?;
             let mut hashed = Hashed { inner: Beating::new(again, &self.pulse), hasher: blake3::Hasher::new() };
-            let encoded = encoder.encode_stream(&mut hashed, source.content.size, out);
+            let mut encode = |out: &mut dyn Write| encoder.encode_stream(&mut hashed, source.content.size, out);
+            let encoded = match &readers {
+                None => encode(out),
+                Some(readers) => {
+                    let mut stored = Hashed { inner: out, hasher: blake3::Hasher::new() };
+                    encrypt_stream(readers, &seed, &mut stored, encode)
+                        .and_then(|()| announce(stored.hash(), stored.hasher.count()).map_err(io::Error::other))
+                }
+            };
             // The encoder, too, fails for a file that was cut short meanwhile.
             let is_unchanged = source.is_unchanged()? && (encoded.is_err() || hashed.hash() == source.raw_hash);
             if is_unchanged { encoded } else { Err(io::Error::other(changed_between_passes(file))) }
@@ -449,7 +509,7 @@ impl Archive {
 fn owner_of_segment(place: &Place, key: &str) -> Result<Option<u64>> {
     let Some(object) = place.store.get(key)? else { return Ok(None) };
     let mut head = [0; LongPageHeader::LENGTH];
-    let read = codec::decode(object.body, u64::MAX).and_then(|mut decoder| decoder.plain.read_exact(&mut head));
+    let read = place.decode(object.body, u64::MAX).and_then(|mut decoded| decoded.plain.read_exact(&mut head));
     Ok(read.ok().and_then(|()| LongPageHeader::parse(&head).ok()).map(|header| header.system_identifier))
 }
 
@@ -493,8 +553,14 @@ fn desk_bytes(config: &Config, cluster: &Cluster) -> u64 {
     let is_streamed = segment > max_buffer_bytes(config);
     let encoder_at = |level| config.compression.encoder_memory_bytes(level, segment, is_streamed);
     let encoder = encoder_at(config.level).max(encoder_at(config.backlog_level));
-    let buffers = if is_streamed { PIECES } else { segment + codec::most_encoded_bytes(segment) + PIECES };
-    buffers + encoder
+    let encoded = codec::most_encoded_bytes(segment);
+    let buffers = if is_streamed { PIECES } else { segment + encoded + PIECES };
+    let encrypted = match config.encryption_recipients {
+        Some(_) if is_streamed => PIECES,
+        Some(_) => encoded + crypt::most_added_bytes(1, encoded),
+        None => 0,
+    };
+    buffers + encoder + encrypted
 }
 
 /// Memory of the largest body that can be on its way to a store beside its desk: local storage writes from the desk.
@@ -516,15 +582,51 @@ fn changed_between_passes(file: &WalFile) -> Error {
     Error::new(Kind::Source, path.to_string(), format!("file \"{path}\" changed while it was read")).retry_if(true)
 }
 
+fn encryption_failed(error: &io::Error) -> Error {
+    let message = format!("could not encrypt: {}", plain_cause(error));
+    Error::new(Kind::Storage, "archiver.encryption", message).retry_if(error.kind() == io::ErrorKind::OutOfMemory)
+}
+
+/// Encrypts into `out` what `encode` writes, which it does on a thread of its own meanwhile.
+fn encrypt_stream(
+    readers: &[Reader],
+    seed: &Seed,
+    out: impl Write,
+    encode: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send,
+) -> io::Result<()> {
+    let (encoded, mut sink) = io::pipe()?;
+    thread::scope(|scope| {
+        // It inherits that all signals are blocked.
+        let encoding =
+            thread::Builder::new().name("archiver encode".into()).spawn_scoped(scope, move || encode(&mut sink))?;
+        let encrypted = crypt::encrypt(readers, seed, &encoded, out);
+        // Nobody writes into a pipe that nobody reads any more.
+        let rest = io::copy(&mut &encoded, &mut io::sink());
+        let made = encoding.join().unwrap_or_else(|_| Err(io::Error::other("the encoder panicked")));
+        made.and(encrypted).and(rest.map(drop))
+    })
+}
+
 /// What is to be stored, at the desk where it was made: who is done with it leaves the desk to others.
 struct DeskBody<'a> {
     desk: TakenDesk<'a>,
-    is_encoded: bool,
+    made: Made,
+}
+
+/// How far a file has come at its desk.
+enum Made {
+    Read,
+    Encoded,
+    Encrypted,
 }
 
 impl AsRef<[u8]> for DeskBody<'_> {
     fn as_ref(&self) -> &[u8] {
-        if self.is_encoded { &self.desk.encoded } else { &self.desk.plain }
+        match self.made {
+            Made::Read => &self.desk.plain,
+            Made::Encoded => &self.desk.encoded,
+            Made::Encrypted => &self.desk.encrypted,
+        }
     }
 }
 
@@ -537,6 +639,18 @@ struct Hashed<R> {
 impl<R> Hashed<R> {
     fn hash(&self) -> Hash {
         Hash(self.hasher.finalize())
+    }
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.hasher.update(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 

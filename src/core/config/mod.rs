@@ -10,9 +10,11 @@ mod url;
 pub use url::{Addressing, ChecksumChoice, CreateOnly, S3Url, ServerSideEncryption, StorageUrl};
 
 use crate::codec::Compression;
+use crate::crypt::Encryption;
 use crate::error::{Error, Kind, Result};
-use crate::layout::ServerName;
+use crate::layout::{Format, ServerName};
 use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A setting, by name: `archiver.<name>` in the server, `ARCHIVER_<NAME>` in the program's environment.
@@ -26,6 +28,14 @@ pub enum Setting {
     Compression,
     /// How hard.
     CompressionLevel,
+    /// How files are encrypted.
+    Encryption,
+    /// The public keys of those who may read them.
+    EncryptionRecipients,
+    /// The secret keys to read them with.
+    DecryptionKeys,
+    /// What prints the passphrase of those.
+    DecryptionPassphraseCommand,
     /// How many threads work.
     Workers,
     /// How far they look ahead.
@@ -46,11 +56,15 @@ pub enum Setting {
 
 impl Setting {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Setting; 12] = [
+    pub const ALL: [Setting; 16] = [
         Setting::Storage,
         Setting::ServerName,
         Setting::Compression,
         Setting::CompressionLevel,
+        Setting::Encryption,
+        Setting::EncryptionRecipients,
+        Setting::DecryptionKeys,
+        Setting::DecryptionPassphraseCommand,
         Setting::Workers,
         Setting::ReadAhead,
         Setting::MemoryLimit,
@@ -68,6 +82,10 @@ impl Setting {
             Setting::ServerName => "server_name",
             Setting::Compression => "compression",
             Setting::CompressionLevel => "compression_level",
+            Setting::Encryption => "encryption",
+            Setting::EncryptionRecipients => "encryption_recipients",
+            Setting::DecryptionKeys => "decryption_keys",
+            Setting::DecryptionPassphraseCommand => "decryption_passphrase_command",
             Setting::Workers => "workers",
             Setting::ReadAhead => "read_ahead",
             Setting::MemoryLimit => "memory_limit",
@@ -82,7 +100,13 @@ impl Setting {
     /// What it is where nobody says otherwise.
     pub const fn default_value(self) -> &'static str {
         match self {
-            Setting::Storage | Setting::LastWalMaximumAge | Setting::MaxIncomingWalsQueue => "",
+            Setting::Storage
+            | Setting::EncryptionRecipients
+            | Setting::DecryptionKeys
+            | Setting::DecryptionPassphraseCommand
+            | Setting::LastWalMaximumAge
+            | Setting::MaxIncomingWalsQueue => "",
+            Setting::Encryption => "none",
             Setting::ServerName => "main",
             Setting::Compression => "zstd",
             Setting::CompressionLevel => "low",
@@ -103,6 +127,12 @@ impl Setting {
             Setting::Compression => "Compression of archived files: none, gzip, bzip2, xz, zstd, lz4 or snappy.",
             Setting::CompressionLevel => {
                 "Compression level: low, medium, high, a number in the format's range, or adaptive."
+            }
+            Setting::Encryption => "Encryption of archived files: none or openpgp (also spelled gpg).",
+            Setting::EncryptionRecipients => "File of the OpenPGP public keys that archived files are encrypted to.",
+            Setting::DecryptionKeys => "File of OpenPGP secret keys; only for reading encrypted files back.",
+            Setting::DecryptionPassphraseCommand => {
+                "Command that prints the passphrase of the secret keys, where they have one."
             }
             Setting::Workers => "Threads that read, compress and store WAL files; 0 means one per core, at most 8.",
             Setting::ReadAhead => "WAL files in progress beyond the one PostgreSQL asks for; 0 means one at a time.",
@@ -159,7 +189,11 @@ pub struct Destination {
     /// How long one file is tried.
     pub retry_timeout: Duration,
     /// The format that files are most likely stored in: the one that is set.
-    pub likely_format: Compression,
+    pub likely_format: Format,
+    /// The secret keys to read encrypted files with.
+    pub decryption_keys: Option<PathBuf>,
+    /// What prints the passphrase of those.
+    pub decryption_passphrase_command: Option<String>,
 }
 
 /// The level that is medium as long as the archiver keeps up, and low while files wait.
@@ -176,6 +210,8 @@ pub struct Config {
     pub level: i32,
     /// The same while files wait: another one where the level is adaptive.
     pub backlog_level: i32,
+    /// The public keys that files are encrypted to, where they are.
+    pub encryption_recipients: Option<PathBuf>,
     /// Threads, at least one.
     pub workers: usize,
     /// Files in progress beyond the one asked for.
@@ -245,6 +281,19 @@ impl Typed<'_> {
         })
     }
 
+    /// The path of a file, where there is one.
+    fn path(&self) -> Result<Option<PathBuf>> {
+        match self.unless_empty().map(Path::new) {
+            // The server and the program work in other directories.
+            Some(path) if path.is_relative() => Err(self.wrong("It must be an absolute path")),
+            path => Ok(path.map(Path::to_path_buf)),
+        }
+    }
+
+    fn unless_empty(&self) -> Option<&str> {
+        Some(self.text).filter(|text| !text.is_empty())
+    }
+
     fn number(&self, range: &RangeInclusive<u64>) -> Result<usize> {
         match self.text.parse() {
             Ok(number) if range.contains(&number) => Ok(number as usize),
@@ -281,8 +330,17 @@ impl Destination {
             attempt_timeout: settings.typed(Setting::AttemptTimeout).timeout()?,
             retry_timeout: settings.typed(Setting::RetryTimeout).timeout()?,
             // A wrong one is told by whoever is to compress.
-            likely_format: Compression::from_name(settings.typed(Setting::Compression).text)
-                .unwrap_or(Compression::Zstd),
+            likely_format: Format {
+                compression: Compression::from_name(settings.typed(Setting::Compression).text)
+                    .unwrap_or(Compression::Zstd),
+                encryption: Encryption::from_name(settings.typed(Setting::Encryption).text).unwrap_or(Encryption::None),
+            },
+            // Wrong or not, archiving goes on without them.
+            decryption_keys: settings.typed(Setting::DecryptionKeys).unless_empty().map(PathBuf::from),
+            decryption_passphrase_command: settings
+                .typed(Setting::DecryptionPassphraseCommand)
+                .unless_empty()
+                .map(str::to_string),
         })
     }
 }
@@ -310,13 +368,33 @@ impl Config {
         let (calm, busy) = if level.text == ADAPTIVE { ("medium", "low") } else { (level.text, level.text) };
         let number = |name| compression.level(name).map_err(|cause| level.wrong(format!("{cause}, or {ADAPTIVE}")));
         let (level, backlog_level) = (number(calm)?, number(busy)?);
+        let encryption = settings.typed(Setting::Encryption);
+        let recipients = settings.typed(Setting::EncryptionRecipients);
+        let encryption_recipients = match Encryption::from_name(encryption.text) {
+            None => return Err(encryption.wrong(format!("Known are {}", Encryption::NAMES.join(", ")))),
+            // A wrong path is told also while it is not used.
+            Some(Encryption::None) => recipients.path()?.and(None),
+            Some(Encryption::OpenPgp) => match recipients.path()? {
+                Some(path) => Some(path),
+                None => return Err(recipients.wrong("With archiver.encryption it must name a file of public keys")),
+            },
+        };
         let workers = match settings.typed(Setting::Workers).number(&WORKERS)? {
             0 => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_AUTOMATIC_WORKERS),
             workers => workers,
         };
         let read_ahead = settings.typed(Setting::ReadAhead).number(&READ_AHEAD)?;
         let memory_limit_bytes = settings.typed(Setting::MemoryLimit).memory_bytes()?;
-        Ok(Config { destination, compression, level, backlog_level, workers, read_ahead, memory_limit_bytes })
+        Ok(Config {
+            destination,
+            compression,
+            level,
+            backlog_level,
+            encryption_recipients,
+            workers,
+            read_ahead,
+            memory_limit_bytes,
+        })
     }
 
     /// Everything that is missing or wrong, one error for each setting.
@@ -324,8 +402,13 @@ impl Config {
         let wrong = |setting: Setting| {
             let mut alone = Settings::default();
             alone.set(Setting::Storage, "file:///");
-            for typed in [Some(setting), (setting == Setting::CompressionLevel).then_some(Setting::Compression)] {
-                typed.into_iter().for_each(|typed| alone.set(typed, settings.get(typed)));
+            let judged_by = match setting {
+                Setting::CompressionLevel => Some(Setting::Compression),
+                Setting::EncryptionRecipients => Some(Setting::Encryption),
+                _ => None,
+            };
+            for typed in [Some(setting), judged_by].into_iter().flatten() {
+                alone.set(typed, settings.get(typed));
             }
             let error = Config::parse(&alone).err();
             let error = error.or_else(|| Limits::parse(&alone).err()).or_else(|| Prefetch::parse(&alone).err())?;
@@ -401,6 +484,9 @@ mod tests {
             (Setting::Compression, ""),
             (Setting::CompressionLevel, "23"),
             (Setting::CompressionLevel, ""),
+            (Setting::Encryption, "gpgg"),
+            (Setting::Encryption, ""),
+            (Setting::EncryptionRecipients, "keys.asc"),
             (Setting::Workers, "-1"),
             (Setting::Workers, "two"),
             (Setting::Workers, "65"),
@@ -418,6 +504,22 @@ mod tests {
             assert!(error.message().contains(&format!("\"{value}\"")), "{error}");
             assert!(error.detail_text().is_some_and(|detail| detail.ends_with('.')), "{error:?}");
         }
+    }
+
+    #[test]
+    fn encryption_needs_somebody_to_encrypt_to() {
+        let unset = parse(&[(Setting::Encryption, "openpgp")]).unwrap_err();
+        assert_eq!(unset.subject(), "archiver.encryption_recipients");
+        let recipients = (Setting::EncryptionRecipients, "/etc/wal.asc");
+        let config = parse(&[(Setting::Encryption, "gpg"), recipients]).unwrap();
+        assert_eq!(config.encryption_recipients.as_deref(), Some(Path::new("/etc/wal.asc")));
+        assert_eq!(config.destination.likely_format.encryption, Encryption::OpenPgp);
+        assert_eq!(parse(&[recipients]).unwrap().encryption_recipients, None);
+        let mut settings = Settings::default();
+        settings.set(Setting::Storage, "file:///srv/wal");
+        settings.set(Setting::Encryption, "openpgp");
+        let problems = Config::problems(&settings);
+        assert_eq!(problems.iter().map(Error::subject).collect::<Vec<_>>(), ["archiver.encryption_recipients"]);
     }
 
     #[test]

@@ -2,10 +2,9 @@
 
 pub mod prefetch;
 
-use crate::codec;
 use crate::durable::{self, StagedFile};
 use crate::error::{Error, Kind, Result};
-use crate::hash::{Content, Hash};
+use crate::hash::{Content, Hash, Noted, NotedHash};
 use crate::identity::foreign_archive;
 use crate::place::Place;
 use crate::pulse::Pulse;
@@ -130,7 +129,7 @@ fn receive(
     let unfit = |cause: &io::Error| Error::of_stored_copy(location, cause, DAMAGE_HINT);
     let damaged = |cause: String| unfit(&io::Error::other(cause));
     let expected = object.meta.content;
-    let mut decoder = codec::decode(object.body, LONGEST_SEGMENT).map_err(|error| unfit(&error))?;
+    let mut decoder = place.decode(object.body, LONGEST_SEGMENT).map_err(|error| unfit(&error))?;
     let mut hasher = blake3::Hasher::new();
     let mut head = Vec::with_capacity(LongPageHeader::LENGTH);
     let mut piece = vec![0; 256 << 10];
@@ -170,16 +169,22 @@ fn receive(
     } else if size == 0 {
         return Err(damaged("it is empty".to_string()));
     }
-    if let Some(expected) = expected.filter(|expected| (expected.size, expected.hash) != (size, hash)) {
-        return Err(damaged(format!("it was stored as {}, and reads as {hash}", expected.hash)));
+    let content = Content { size, hash };
+    let is_another = |noted: &Noted| noted.is_of(&content, place.hash_key.as_ref()) == Some(false);
+    let recorded = match &place.records {
+        Some(records) => records.find_sum(&place.layout, name)?.map(|sum| sum.noted),
+        None => None,
+    };
+    match expected.into_iter().chain(recorded).find(is_another) {
+        Some(noted) if noted.hash == NotedHash::Open(hash) => {
+            Err(damaged(format!("it was stored as {} bytes, and reads as {size}", noted.size)))
+        }
+        Some(Noted { hash: NotedHash::Open(stored), .. }) => {
+            Err(damaged(format!("it was stored as {stored}, and reads as {hash}")))
+        }
+        Some(_) => Err(damaged("it reads as another content than was stored".to_string())),
+        None => Ok(content),
     }
-    if let Some(records) = &place.records
-        && let Some(sum) = records.find_sum(&place.layout, name)?
-        && (sum.size, sum.hash) != (size, hash)
-    {
-        return Err(damaged(format!("it was stored as {}, and reads as {hash}", sum.hash)));
-    }
-    Ok(Content { size, hash })
 }
 
 /// Whether a segment is the one asked for, by its first page; answers the size it must have.

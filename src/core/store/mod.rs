@@ -9,7 +9,7 @@ pub use local::LocalStore;
 pub use s3::S3Store;
 
 use crate::error::{Error, Result};
-use crate::hash::Content;
+use crate::hash::Noted;
 use bytes::Bytes;
 use std::io::{self, Read, Write};
 use std::time::SystemTime;
@@ -105,8 +105,8 @@ pub enum Body<'a> {
 pub struct Attributes {
     /// Modification time of the file it was made from.
     pub modified: SystemTime,
-    /// The plain content that was encoded into it. Kept only by stores whose [`Meta`] tells it.
-    pub content: Option<Content>,
+    /// What is noted of the plain content that was encoded into it. Kept only by stores whose [`Meta`] tells it.
+    pub content: Option<Noted>,
 }
 
 /// What [`Store::put_new`] did.
@@ -128,8 +128,8 @@ pub struct Meta {
     pub stored_size: u64,
     /// Modification time of the file it was made from.
     pub modified: SystemTime,
-    /// The plain content that was encoded into it, where the store kept it.
-    pub content: Option<Content>,
+    /// What is noted of the plain content that was encoded into it, where the store kept it.
+    pub content: Option<Noted>,
     /// Differs between two objects that ever stood under the same key.
     pub version: String,
 }

@@ -145,6 +145,13 @@ fn last_archived(facts: &ServerFacts, limits: &Limits) -> Row {
     }
 }
 
+/// A file of keys may lie on a dead mount.
+fn encryption(config: &Config) -> Row {
+    let config = config.clone();
+    off_thread::run(STORAGE_PATIENCE, move |_| core_check::encryption(&config))
+        .unwrap_or_else(|error| Row::of_error("encryption", &error))
+}
+
 fn storage_rows(config: &Config, is_probe: bool) -> Vec<Row> {
     let off_thread = |name, work: fn(&Config, &Home, &Arc<Pulse>) -> Vec<Row>| {
         let home = Home { system_identifier: ffi::cluster().system_identifier, data_directory: ffi::data_directory() };
@@ -204,6 +211,7 @@ pub(super) fn check(
     // Nothing can be known of a storage that is not named rightly.
     if let Ok(config) = config {
         rows.push(core_check::compression(&config));
+        rows.push(encryption(&config));
         rows.extend(storage_rows(&config, is_probe));
     }
     let in_columns = |row: Row| (row.name.to_string(), row.verdict.word().to_string(), row.detail, row.hint);

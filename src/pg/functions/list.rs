@@ -83,8 +83,8 @@ pub(super) fn list_wal(
             file.plain_size.and_then(|size| i64::try_from(size).ok()),
             i64::try_from(file.stored_size).unwrap_or(i64::MAX),
             timestamp(file.stored_at),
-            file.compression.name(),
-            "none",
+            file.format.compression.name(),
+            file.format.encryption.name(),
             file.location,
         )
     }))

@@ -3,7 +3,7 @@
 use super::folder::{Folder, Lock, Origin};
 use super::plan::{Missing, Plan, Position, plan, reach, space};
 use crate::config::{Destination, Prefetch, Settings};
-use crate::data_directory::{recovering_server, system_identifier};
+use crate::data_directory::{hash_key, recovering_server, system_identifier};
 use crate::durable::{self, StagedFile};
 use crate::error::Result;
 use crate::owner::Owner;
@@ -137,7 +137,7 @@ impl<'a> Helper<'a> {
         pulse: &Arc<Pulse>,
     ) -> Result<Self> {
         let prefetch = Prefetch::parse(settings)?;
-        let place = Place::open(&Destination::parse(settings)?, pulse)?;
+        let place = Place::open(&Destination::parse(settings)?, pulse)?.known_to(hash_key(data_directory));
         let system_identifier = system_identifier(data_directory)?.unwrap_or_default();
         let most_fetchers = match place.is_remote() {
             true => MOST_REMOTE_FETCHERS,

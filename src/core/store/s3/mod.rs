@@ -13,7 +13,7 @@ mod trouble;
 use super::{Attributes, Body, CredentialFacts, Facts, Listed, Meta, Object, Put, Store};
 use crate::config::{Addressing, ChecksumChoice, CreateOnly, S3Url, ServerSideEncryption};
 use crate::error::{Error, Kind, Result};
-use crate::hash::{Content, Hash};
+use crate::hash::{Hash, Noted, NotedHash};
 use crate::pulse::Pulse;
 use crate::single_flight::SingleFlight;
 use background::Background;
@@ -41,6 +41,8 @@ use trouble::{Class, Trouble};
 
 /// Metadata of ours on every object: what tells its content without reading it, and one creation from another.
 const META_BLAKE3: HeaderName = HeaderName::from_static("x-amz-meta-archiver-blake3");
+/// The same for an encrypted object, by the cluster's key.
+const META_BLAKE3_KEYED: HeaderName = HeaderName::from_static("x-amz-meta-archiver-blake3-keyed");
 const META_SIZE: HeaderName = HeaderName::from_static("x-amz-meta-archiver-size");
 const META_MODIFIED: HeaderName = HeaderName::from_static("x-amz-meta-archiver-modified");
 const META_STORED_SIZE: HeaderName = HeaderName::from_static("x-amz-meta-archiver-stored-size");
@@ -403,7 +405,10 @@ impl S3Store {
         add(META_MODIFIED, &format!("{}.{:09}", since_epoch.as_secs(), since_epoch.subsec_nanos()))?;
         add(META_PUT, put_id)?;
         if let Some(content) = &attributes.content {
-            add(META_BLAKE3, &content.hash.0.to_hex())?;
+            match content.hash {
+                NotedHash::Open(hash) => add(META_BLAKE3, &hash.0.to_hex())?,
+                NotedHash::Keyed(hash) => add(META_BLAKE3_KEYED, &hash.0.to_hex())?,
+            }
             add(META_SIZE, &content.size.to_string())?;
             add(META_STORED_SIZE, &digests.length.to_string())?;
         }
@@ -536,7 +541,10 @@ fn text_of<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 fn meta_of(headers: &HeaderMap) -> Meta {
     let text = |name: &HeaderName| text_of(headers, name);
     let stored_at = text(&LAST_MODIFIED).and_then(|date| OffsetDateTime::parse(date, &Rfc2822).ok());
-    let content = text(&META_SIZE).and_then(|size| size.parse().ok()).zip(text(&META_BLAKE3).and_then(Hash::from_hex));
+    let hash = |name: &HeaderName| text(name).and_then(Hash::from_hex);
+    let open = hash(&META_BLAKE3).map(NotedHash::Open);
+    let hash = open.or_else(|| hash(&META_BLAKE3_KEYED).map(NotedHash::Keyed));
+    let content = text(&META_SIZE).and_then(|size| size.parse().ok()).zip(hash);
     let number = |name: &HeaderName| text(name).and_then(|number| number.parse::<u64>().ok());
     let stored_size = number(&CONTENT_LENGTH).unwrap_or_default();
     // What a faulty store kept of a torn body has the metadata of the whole one.
@@ -548,7 +556,7 @@ fn meta_of(headers: &HeaderMap) -> Meta {
             .and_then(parse_modified)
             .or(stored_at.map(SystemTime::from))
             .unwrap_or(SystemTime::UNIX_EPOCH),
-        content: content.map(|(size, hash)| Content { size, hash }),
+        content: content.map(|(size, hash)| Noted { size, hash }),
         version: format!("{} {} {}", part(&ETAG), part(&LAST_MODIFIED), part(&META_PUT)),
     }
 }
