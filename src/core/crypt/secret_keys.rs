@@ -105,7 +105,7 @@ impl SecretKeys {
     fn decrypt<'a>(&self, encrypted: impl Read + Send + 'a) -> io::Result<Box<dyn Read + 'a>> {
         let keys = self.unlocked().map_err(io::Error::other)?;
         let unfit = |error: pgp::errors::Error| match error {
-            pgp::errors::Error::MissingKey { .. } => io::Error::other(
+            pgp::errors::Error::MissingKey => io::Error::other(
                 self.unusable("none of them fits the file")
                     .hint("Add the secret key that belongs to the public one it was encrypted to."),
             ),
