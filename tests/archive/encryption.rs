@@ -293,7 +293,7 @@ fn keys_that_cannot_be_used_are_told_by_file_and_setting_and_nothing_is_stored()
         assert_eq!(error.kind(), Kind::Configuration, "{what}: {error:?}");
         assert!(error.message().contains(keys.to_str().unwrap()) && error.message().contains(cause), "{what}: {error}");
         assert!(error.detail_text().is_some_and(|detail| detail.contains("archiver.encryption_recipients")));
-        assert!(error.is_worth_retrying(), "{what}: the file may be mended at any time");
+        assert!(!error.is_worth_retrying(), "{what}: it is told at once");
         assert!(!site.stored(&offered.name).exists() && site.catalogue().is_empty());
     }
 }

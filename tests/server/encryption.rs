@@ -98,6 +98,8 @@ fn keys_that_cannot_be_used_keep_the_wal_and_mended_ones_are_taken_without_a_rel
     assert_eq!(cluster.psql("SELECT state FROM archiver.check() WHERE name = 'encryption'"), "failed");
     assert!(cluster.stored().is_empty() && cluster.status_files("ready").len() >= 2);
     cluster.write_file(&keys, &good);
+    // PostgreSQL asks again after a minute, or with the next segment.
+    cluster.write_segments(1);
     cluster.drain();
     cluster.assert_one_line_each();
 }

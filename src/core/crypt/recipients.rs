@@ -69,7 +69,6 @@ impl Recipients {
         Error::new(Kind::Configuration, path, message)
             .detail("The parameter archiver.encryption_recipients names this file. Nothing is stored unencrypted instead.")
             .hint("Put valid OpenPGP public keys there, as \"gpg --export\" writes them; the file is read again by itself.")
-            .retry_if(true)
     }
 
     fn keys(&self) -> Result<Arc<Vec<SignedPublicKey>>> {
