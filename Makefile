@@ -65,7 +65,7 @@ test: test-core test-s3 test-interop test-pg-$(first) test-server-$(first) test-
 test-all: test-core test-s3-garage test-interop $(majors:%=test-pg-%) $(majors:%=test-server-%)
 
 test-core:
-	scripts/requirements.sh $(build_packages) gnupg
+	scripts/requirements.sh $(build_packages) gnupg pigz procps
 	cargo test -p archiver_core -p archiver_cli
 	cargo test -p archiver_tests --lib --test storage --test archive
 
@@ -75,7 +75,7 @@ test-s3 test-s3-garage: test-s3%:
 	scripts/with-s3.sh ceph moto $(patsubst -%,%,$*) -- cargo test -p archiver_tests --test s3
 
 test-interop:
-	scripts/requirements.sh $(build_packages) gnupg
+	scripts/requirements.sh $(build_packages) gnupg pigz
 	bindir=$$(scripts/barman.sh)
 	cargo test -p archiver_tests --test interop --no-run
 	scripts/with-s3.sh ceph -- env ARCHIVER_TEST_BARMAN=$$bindir cargo test -p archiver_tests --test interop

@@ -86,6 +86,8 @@ pub enum Command {
     PostgreSQL's order and then removed; hidden files and *.tmp are left alone, and so is a partial segment without \
     the history of a later timeline; everything else is an error and stays. Bring files there under another name and \
     rename them. A server's own pg_wal and an archive are refused.\n\n\
+    The hook scripts that are set (archiver.pre_archive_script and so on, or ARCHIVER_PRE_ARCHIVE_SCRIPT) run around \
+    each file; what they write goes to standard error.\n\n\
     Exit codes: 0 all of it is archived; 2 usage; 3 configuration; 4 storage or anything else, also where one file of \
     many was refused.\n\n\
     Examples:\n  \
@@ -114,7 +116,7 @@ pub struct Archive {
     #[arg(long, conflicts_with_all = ["verbose", "quiet"])]
     pub json: bool,
 
-    /// How the files are compressed: none, gzip, bzip2, xz, zstd, lz4 or snappy
+    /// How the files are compressed: none, gzip, pigz, bzip2, xz, zstd, lz4, snappy or custom
     #[arg(long, value_name = "FORMAT")]
     pub compression: Option<String>,
 

@@ -50,7 +50,7 @@ impl Entry {
 }
 
 /// A time as Python prints `os.stat().st_mtime`: seconds as a double, in its shortest spelling.
-fn python_float(time: SystemTime) -> String {
+pub fn python_float(time: SystemTime) -> String {
     let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let seconds = since_epoch.as_secs() as f64 + 1e-9 * f64::from(since_epoch.subsec_nanos());
     format!("{seconds:?}")

@@ -1,7 +1,7 @@
 //! What can be judged of an archive from outside: the rows of `check()` that concern the storage.
 
 use crate::codec::Compression;
-use crate::config::{Config, CreateOnly, Limits, StorageUrl};
+use crate::config::{Compressor, Config, CreateOnly, Hook, Limits, StorageUrl};
 use crate::crypt::{self, Recipients, Seed};
 use crate::durable;
 use crate::error::{Error, Result};
@@ -95,6 +95,20 @@ const FEW_FREE_PERCENT: u64 = 5;
 /// How files are compressed; says so where the level that was set changes nothing.
 pub fn compression(config: &Config) -> Row {
     let (name, format) = ("compression", config.compression.name());
+    match &config.compressor {
+        Compressor::BuiltIn => {}
+        Compressor::Pigz if !is_in_path("pigz") => {
+            let hint = "Install pigz, or set archiver.compression to gzip, which is the same format.";
+            return Row::failed(name, "there is no program pigz in the PATH of this process", hint);
+        }
+        Compressor::Pigz => return Row::ok(name, format!("pigz, level {}, stored as gzip", config.level)),
+        Compressor::Custom(filter) => {
+            let unpacking = config.destination.custom.as_ref().map(|custom| &custom.filter);
+            let texts = [Some(filter), unpacking].into_iter().flatten();
+            let wrong = texts.flat_map(|filter| shell_text(name, filter.setting, &filter.text)).next();
+            return wrong.unwrap_or_else(|| Row::ok(name, "custom, by programs that are not tried here"));
+        }
+    }
     Row::ok(
         name,
         match config.compression {
@@ -144,6 +158,89 @@ pub fn encryption(config: &Config) -> Row {
         ),
         _ => Row::ok(name, detail),
     }
+}
+
+/// The hooks that are set: a row for each that cannot run or holds what every role may read, else one for all. None where
+/// none is set.
+pub fn hooks(config: &Config) -> Vec<Row> {
+    let name = "hooks";
+    let set: Vec<(Hook, &str)> = config.hooks.set().collect();
+    let mut rows: Vec<Row> =
+        set.iter().flat_map(|(hook, text)| shell_text(name, &format!("archiver.{}", hook.name()), text)).collect();
+    if rows.is_empty() && !set.is_empty() {
+        let names: Vec<&str> = set.iter().map(|(hook, _)| hook.name()).collect();
+        let seconds = config.hooks.timeout.as_secs();
+        rows.push(Row::ok(name, format!("{}; each is given {seconds} s", names.join(", "))));
+    }
+    rows
+}
+
+/// What is wrong with a text that the shell is to run, as far as can be seen without running it.
+fn shell_text(name: &'static str, setting: &str, text: &str) -> Vec<Row> {
+    let missing = plain_program(text).and_then(|program| {
+        let path = Path::new(program);
+        let cause = match access(path, AccessFlags::X_OK) {
+            Err(errno) => errno.desc(),
+            Ok(()) if path.is_dir() => "Is a directory",
+            Ok(()) => return None,
+        };
+        let detail = format!("{setting} names \"{program}\", which cannot be run: {cause}");
+        Some(Row::failed(
+            name,
+            detail,
+            "Put an executable file there, or mend the setting and reload the configuration.",
+        ))
+    });
+    let is_told_to_all = looks_like_credential(text).then(|| {
+        let detail = format!("{setting} looks as if it held a credential, and every role can read it");
+        Row::warning(name, detail, "Let the program read it from a file that only the server's user can read.")
+    });
+    missing.into_iter().chain(is_told_to_all).collect()
+}
+
+/// The program that a text begins with, where that is an absolute path which the shell takes as it is.
+fn plain_program(text: &str) -> Option<&str> {
+    let word = text.split_ascii_whitespace().next()?;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%,:".contains(c);
+    (word.starts_with('/') && word.chars().all(is_plain)).then_some(word)
+}
+
+/// Whether something in it is called a secret and has a value that is no name of a file or variable, or has the shape of
+/// one.
+fn looks_like_credential(text: &str) -> bool {
+    let holds_value = |value: &str| {
+        let value = value.trim_start_matches(['"', '\'']);
+        !value.is_empty() && !value.starts_with(['$', '/', '~', '`', '<', '.'])
+    };
+    let names_secret = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        ["password", "passwd", "passphrase", "secret", "token", "apikey", "api_key", "access_key"]
+            .iter()
+            .any(|secret| name.contains(secret) && !name.ends_with("file"))
+    };
+    let mut words = text.split(|c: char| c.is_ascii_whitespace() || c == ';').peekable();
+    while let Some(word) = words.next() {
+        let (name, value) = match word.split_once(['=', ':']) {
+            Some((name, value)) => (name, value),
+            None if word.starts_with("--") => (word, words.peek().copied().unwrap_or_default()),
+            None => (word, ""),
+        };
+        let holds_user = word.split_once("://").is_some_and(|(_, rest)| {
+            rest.split('/').next().is_some_and(|host| host.split_once('@').is_some_and(|(user, _)| user.contains(':')))
+        });
+        let is_key_id = word
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .any(|part| part.len() == 20 && (part.starts_with("AKIA") || part.starts_with("ASIA")));
+        if holds_user || is_key_id || names_secret(name) && holds_value(value) {
+            return true;
+        }
+    }
+    false
+}
+
+fn is_in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| access(&folder.join(program), AccessFlags::X_OK).is_ok())
 }
 
 /// The files that wait in `pg_wal`, judged by the limit that was set, or by how long the oldest waits.
@@ -420,4 +517,57 @@ fn files_set_aside(place: &Place) -> Result<Row> {
         ),
         None => Row::ok(name, "none"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Setting, Settings};
+
+    fn judged(text: &str) -> Vec<(Verdict, String)> {
+        let mut settings = Settings::default();
+        settings.set(Setting::Storage, "file:///srv/wal");
+        settings.set(Setting::PostArchiveScript, text);
+        let rows = hooks(&Config::parse(&settings).unwrap());
+        rows.into_iter().map(|row| (row.verdict, row.detail)).collect()
+    }
+
+    #[test]
+    fn a_hook_that_cannot_run_is_found_by_its_path() {
+        assert_eq!(judged(""), []);
+        for fine in ["/bin/sh -c true", "true", "no-path-to-look-at", "$HOME/x", "'/quoted'"] {
+            let detail = "post_archive_script; each is given 300 s".to_string();
+            assert_eq!(judged(fine), [(Verdict::Ok, detail)], "{fine}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let plain = directory.path().join("not-executable");
+        fs::write(&plain, "").unwrap();
+        for wrong in ["/no/such/file %f", "/tmp", &plain.display().to_string()] {
+            let rows = judged(wrong);
+            assert_eq!(rows[0].0, Verdict::Failed, "{wrong}");
+            assert!(rows[0].1.starts_with("archiver.post_archive_script names \"/"), "{rows:?}");
+        }
+    }
+
+    #[test]
+    fn what_looks_like_a_credential_is_warned_of_and_not_repeated() {
+        for text in [
+            "curl -u x --data token=sesame https://host/",
+            "PGPASSWORD=sesame psql",
+            "tool --password sesame",
+            "curl https://user:sesame@host/x",
+            "AWS_ACCESS_KEY_ID=AKIAIOSFODNN7EXAMPLE aws s3 ls",
+            "notify --api_key='sesame'",
+        ] {
+            let rows = judged(text);
+            assert_eq!(rows.len(), 1, "{text}");
+            assert_eq!(rows[0].0, Verdict::Warning, "{text}");
+            assert!(!rows[0].1.contains("sesame"), "{rows:?}");
+        }
+        for text in
+            ["tool --password-file=/etc/x", "PGPASSWORD=$(cat /etc/x) psql", "tool --token /run/token", "echo token"]
+        {
+            assert_eq!(judged(text)[0].0, Verdict::Ok, "{text}");
+        }
+    }
 }

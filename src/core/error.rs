@@ -23,6 +23,8 @@ pub enum Kind {
     Conflict,
     /// The file offered for archiving is not what its name says.
     Source,
+    /// A hook script refuses it, or does not succeed.
+    Hook,
     /// A stored file cannot be read back as what it was.
     Damaged,
     /// The archive was seen, and holds no such file.

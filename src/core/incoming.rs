@@ -153,7 +153,8 @@ impl Queue {
             each,
         };
         let mut synced = Ok(());
-        for group in self.items.chunks(GROUP) {
+        let group = if archive.works_in_turn() { 1 } else { GROUP };
+        for group in self.items.chunks(group) {
             let stored = group.iter().filter_map(|file| Some((file, run.store(file)?))).collect();
             synced = synced.and(run.settle(stored));
         }
@@ -201,7 +202,7 @@ impl Run<'_> {
             if self.is_still_written(file)? {
                 return Ok(None);
             }
-            self.patience.attempt(|| self.archive.store(file)).map(Some)
+            self.attempt(file).map(Some)
         });
         match stored {
             Ok(Some(stored)) => Some(stored),
@@ -220,6 +221,20 @@ impl Run<'_> {
                 None
             }
         }
+    }
+
+    /// Stores one file; where hooks run around it, its line is written before the last of them.
+    fn attempt(&mut self, file: &WalFile) -> Result<StoredFile> {
+        let (archive, patience, has_failed) = (self.archive, &mut self.patience, &mut self.has_failed);
+        if !archive.works_in_turn() {
+            return patience.attempt(|| archive.store(file));
+        }
+        archive.archive_in_turn(file, || {
+            let stored = patience.attempt(|| archive.store(file))?;
+            let recorded = patience.attempt(|| archive.record(std::slice::from_ref(&stored)));
+            *has_failed |= recorded.is_err();
+            recorded.map(|()| stored)
+        })
     }
 
     /// Whether a partial segment may be the one that a receiver is writing now. One that PostgreSQL leaves at a promotion
@@ -247,7 +262,10 @@ impl Run<'_> {
             return Ok(());
         }
         let lines: Vec<StoredFile> = stored.iter().map(|(_, stored)| stored.clone()).collect();
-        let recorded = self.patience.attempt(|| self.archive.record(&lines));
+        let recorded = match self.archive.works_in_turn() {
+            true => Ok(()),
+            false => self.patience.attempt(|| self.archive.record(&lines)),
+        };
         self.has_failed |= recorded.is_err();
         for (file, stored) in &stored {
             let removed = || self.removes_from.map_or(Ok(()), |_| remove_source(self.archive, file, &stored.stamp));

@@ -13,6 +13,7 @@
 //!    |
 //! incoming                   archiving from outside the server
 //! ```
+//! `process` runs programs of others; on it stand `hooks`, around a file, and `filter`, between two streams.
 //! `queue`, `state` and `set_aside` tell what waits, how the archiver process stands, and what was set aside.
 //! `data_directory` tells whose WAL it is where no server does, and whether one recovers there. `durable`, `owner`, `stamp` and `sys` are what the
 //! file-system rooms stand on, `pulse`, `threads` and `single_flight` what works beside threads that wait. Nothing here knows pgrx.
@@ -27,7 +28,9 @@ pub mod crypt;
 pub mod data_directory;
 pub mod durable;
 pub mod error;
+pub mod filter;
 pub mod hash;
+pub mod hooks;
 pub mod identity;
 pub mod incoming;
 pub mod layout;
@@ -35,6 +38,7 @@ pub mod listing;
 pub mod mode;
 pub mod owner;
 pub mod place;
+pub mod process;
 pub mod pulse;
 pub mod queue;
 pub mod report;

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::layout::{Format, Layout};
 use crate::place::Place;
 use crate::sums::Sum;
-use crate::wal::{Timeline, WalName};
+use crate::wal::{LongPageHeader, Timeline, WalName};
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::path::Path;
@@ -140,11 +140,12 @@ type Recorded = HashMap<WalName, Compression>;
 fn stored_format(place: &Place, name: &WalName, key: &str, recorded: &mut Option<Recorded>) -> Result<Option<Format>> {
     let Some(object) = place.store.get(key)? else { return Ok(None) };
     let mut head = Vec::new();
-    let read = object.body.take(Compression::MAGIC_LENGTH as u64).read_to_end(&mut head);
+    // As much as tells plain WAL from what a filter of the user's made.
+    let read = object.body.take(LongPageHeader::LENGTH as u64).read_to_end(&mut head);
     read.map_err(|error: io::Error| Error::io("read file", Path::new(&place.store.location(key)), &error))?;
     let encryption = Encryption::detect(&head);
     if encryption == Encryption::None {
-        return Ok(Some(Compression::detect(&head).unwrap_or(Compression::None).into()));
+        return Ok(Some(place.format_of(&head).into()));
     }
     if let (None, Some(records)) = (&recorded, &place.records) {
         *recorded = Some(records.catalogue.compressions()?);

@@ -2,10 +2,11 @@
 
 use crate::catalogue::Catalogue;
 use crate::codec::{self, Compression};
-use crate::config::{Destination, StorageUrl};
+use crate::config::{CustomFormat, Destination, StorageUrl};
 use crate::crypt::{self, SecretKeys};
 use crate::durable;
 use crate::error::{Error, Kind, Result};
+use crate::filter::Filter;
 use crate::hash::{Hash, HashKey};
 use crate::identity::{Identity, MAX_IDENTITY_BYTES, foreign_archive};
 use crate::layout::{Format, Layout, Naming};
@@ -19,6 +20,7 @@ use std::collections::HashMap;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How many names are asked for at once where there are foreign ones.
 const FOREIGN_NAMES: usize = 1000;
@@ -33,6 +35,8 @@ pub struct Place {
     pub records: Option<Records>,
     /// The format that files are most likely stored in.
     pub likely_format: Format,
+    /// How files are read back that the user's own filter made.
+    pub custom: Option<CustomReader>,
     /// What encrypted files are read with.
     pub secret_keys: SecretKeys,
     /// What the noted hashes of encrypted files are compared by, where the cluster is at hand that knows it.
@@ -45,6 +49,13 @@ pub struct Decoded<'a> {
     pub format: Format,
     /// Its plain content.
     pub plain: Box<dyn Read + 'a>,
+}
+
+/// What reads back files that the user's own filter made.
+pub struct CustomReader {
+    format: CustomFormat,
+    patience: Duration,
+    pulse: Arc<Pulse>,
 }
 
 /// A stored WAL file.
@@ -115,6 +126,11 @@ impl Place {
             let passphrase = destination.decryption_passphrase_command.as_deref().map(crypt::of_command);
             SecretKeys::new(destination.decryption_keys.as_deref(), passphrase)
         };
+        let custom = destination.custom.clone().map(|format| CustomReader {
+            format,
+            patience: destination.attempt_timeout,
+            pulse: Arc::clone(pulse),
+        });
         match &destination.storage {
             StorageUrl::File { path, mode } => {
                 let layout = Layout::new(destination.server_name.clone(), Naming::Plain);
@@ -131,7 +147,7 @@ impl Place {
                     mode: *mode,
                 };
                 let (store, records, hash_key) = (Box::new(store), Some(records), None);
-                Ok(Place { store, layout, records, likely_format, secret_keys, hash_key })
+                Ok(Place { store, layout, records, likely_format, custom, secret_keys, hash_key })
             }
             StorageUrl::S3(url) => {
                 let layout = Layout::new(destination.server_name.clone(), Naming::Suffixed);
@@ -140,7 +156,7 @@ impl Place {
                 let probe_key = layout.create_only_key();
                 let store = S3Store::open(url, &probe_key, patience, environment, Arc::clone(pulse))?;
                 let (store, records, hash_key) = (Box::new(store), None, None);
-                Ok(Place { store, layout, records, likely_format, secret_keys, hash_key })
+                Ok(Place { store, layout, records, likely_format, custom: None, secret_keys, hash_key })
             }
         }
     }
@@ -151,12 +167,26 @@ impl Place {
         self
     }
 
-    /// Reads a stored file back, whatever it was encrypted and compressed with. More than `max_plain_size` bytes are an
-    /// error. What was read counts once its end was reached: only there an encrypted file shows that nobody changed it.
-    pub fn decode<'a>(&self, stored: impl Read + Send + 'a, max_plain_size: u64) -> io::Result<Decoded<'a>> {
+    /// Reads a stored file back, whatever it was encrypted and compressed with, the user's own filter included. More than
+    /// `max_plain_size` bytes are an error. What was read counts once its end was reached: only there an encrypted file
+    /// shows that nobody changed it.
+    pub fn decode<'a>(&'a self, stored: impl Read + Send + 'a, max_plain_size: u64) -> io::Result<Decoded<'a>> {
         let (encryption, compressed) = self.secret_keys.open(stored)?;
-        let decoder = codec::decode(compressed, max_plain_size)?;
+        let decoder = codec::decode_or(compressed, max_plain_size, |head, whole| match &self.custom {
+            Some(custom) if custom.format.claims(head) => {
+                let filter = Filter::new(&custom.format.filter, whole, custom.patience, &custom.pulse)?;
+                Ok((Compression::Custom, Box::new(filter)))
+            }
+            _ => Ok((Compression::None, whole)),
+        })?;
         Ok(Decoded { format: Format { compression: decoder.compression, encryption }, plain: decoder.plain })
+    }
+
+    /// How a stored file that begins so is compressed.
+    pub fn format_of(&self, first_bytes: &[u8]) -> Compression {
+        let is_custom = || self.custom.as_ref().is_some_and(|custom| custom.format.claims(first_bytes));
+        Compression::detect(first_bytes)
+            .unwrap_or_else(|| if is_custom() { Compression::Custom } else { Compression::None })
     }
 
     /// The archive as a whole, for people.
@@ -343,8 +373,9 @@ mod tests {
     fn cloud(root: &std::path::Path) -> Place {
         let layout = Layout::new(ServerName::parse("main").unwrap(), Naming::Suffixed);
         let store = LocalStore::open(root, &layout.staging_folder(), Mode::PRIVATE, Arc::default()).unwrap();
-        let (likely_format, secret_keys) = (Compression::Gzip.into(), SecretKeys::none());
-        Place { store: Box::new(store), layout, records: None, likely_format, secret_keys, hash_key: None }
+        let (likely_format, secret_keys, hash_key) = (Compression::Gzip.into(), SecretKeys::none(), None);
+        let store = Box::new(store);
+        Place { store, layout, records: None, likely_format, custom: None, secret_keys, hash_key }
     }
 
     #[test]

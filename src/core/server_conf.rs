@@ -31,6 +31,12 @@ pub struct ServerConf {
 }
 
 impl ServerConf {
+    /// The configuration file of the server whose data directory that is; nothing where there is none.
+    pub fn file_of(data_directory: &Path) -> Option<PathBuf> {
+        let main = Options::of_data_directory(data_directory).config_file(data_directory);
+        main.canonicalize().ok()
+    }
+
     /// Reads the configuration of the server whose data directory is `data_directory`; nothing where there is none.
     /// `postmaster.opts` there, written at each start, names the configuration file where it lies elsewhere.
     pub fn of_data_directory(data_directory: &Path) -> Result<Option<Self>> {

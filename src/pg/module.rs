@@ -7,6 +7,7 @@ use super::report::{log, log_line};
 use super::{guc, off_thread};
 use archiver_core::archive::{Answer, Archive, Archiver, Episode, StoredFile, WalFile, waiting_files};
 use archiver_core::config::Config;
+use archiver_core::hooks::Notes;
 use archiver_core::identity::Marker;
 use archiver_core::pulse::Pulse;
 use archiver_core::report::Report;
@@ -28,6 +29,8 @@ const POSTMASTER_STATUS: (&str, usize) = ("postmaster.pid", 7);
 
 /// Without progress for this long, a file is given up while the server stops or a reload waits.
 const SHORT_PATIENCE: Duration = Duration::from_secs(4);
+/// After a hook has failed while the server stops, for this long it is not run for the same file again.
+const HOOK_REST: Duration = Duration::from_secs(10);
 /// How often a wait looks at what no event tells: progress, and the postmaster's status.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long the exit of the process waits for threads at work.
@@ -42,6 +45,8 @@ static PULSE: OnceCell<Arc<Pulse>> = OnceCell::new();
 
 struct Module {
     archiver: Archiver,
+    /// What hooks wrote, and what became of them: threads may not log.
+    notes: Arc<Notes>,
     /// Readable when a worker has something to tell.
     wake_up: UnixStream,
     pulse: Arc<Pulse>,
@@ -59,8 +64,31 @@ struct Module {
 /// A file given up while the server was stopping.
 struct GivenUp {
     name: WalName,
-    beats: u64,
+    until: Until,
     error: Error,
+}
+
+/// How long a file stays given up.
+enum Until {
+    /// Until something moves again, from that count of beats on.
+    Moved(u64),
+    /// Until then: as long as PostgreSQL asks again at once.
+    Time(Instant),
+}
+
+impl GivenUp {
+    /// For a hook that does not succeed: PostgreSQL asks three times within seconds, and the hook would take that long each
+    /// time.
+    fn of_hook(name: WalName, error: Error) -> Self {
+        GivenUp { name, until: Until::Time(Instant::now() + HOOK_REST), error }
+    }
+
+    fn still_stands(&self, beats: u64) -> bool {
+        match self.until {
+            Until::Moved(then) => then == beats,
+            Until::Time(until) => Instant::now() < until,
+        }
+    }
 }
 
 impl Module {
@@ -80,6 +108,7 @@ impl Module {
         let unread = Err(Error::new(Kind::Configuration, "archiver.storage", "the configuration was not read yet"));
         Ok(Module {
             archiver,
+            notes: Arc::default(),
             wake_up,
             pulse,
             configuration_read_at: None,
@@ -114,7 +143,9 @@ impl Module {
         }
         let archive = config.clone().and_then(|config| {
             let marker = Marker::of_data_directory(Path::new("."));
-            Archive::new(config, ffi::cluster(), Some(marker), Arc::clone(&self.pulse))
+            let archive = Archive::new(config, ffi::cluster(), Some(marker), Arc::clone(&self.pulse))?;
+            let notes = Arc::clone(&self.notes);
+            Ok(archive.with_hooks_of(ffi::config_file().as_deref(), Arc::new(move |note| notes.push(note))))
         });
         match archive {
             Ok(archive) => {
@@ -153,7 +184,7 @@ impl Module {
     fn archive(&mut self, file: &WalFile) -> Result<StoredFile> {
         if let Some(given_up) = &self.given_up
             && given_up.name == file.name
-            && given_up.beats == self.pulse.beats()
+            && given_up.still_stands(self.pulse.beats())
             && server_is_stopping()
         {
             return Err(given_up.error.clone());
@@ -178,9 +209,16 @@ impl Module {
             }
             let is_short_of_time = is_stopping || is_reloading;
             self.pulse.hurry(is_short_of_time);
-            let retry_at = match self.archiver.poll(!is_short_of_time) {
+            let answer = self.archiver.poll(!is_short_of_time);
+            self.tell_notes();
+            let retry_at = match answer {
                 Answer::Stored(stored) => return Ok(stored),
-                Answer::Failed(error) => return Err(error),
+                Answer::Failed(error) => {
+                    if is_stopping && error.kind() == Kind::Hook {
+                        self.given_up = Some(GivenUp::of_hook(file.name, error.clone()));
+                    }
+                    return Err(error);
+                }
                 Answer::Waiting(retry_at) => retry_at,
             };
             let now = Instant::now();
@@ -191,7 +229,7 @@ impl Module {
             if now - moved_at >= patience {
                 let error = stalled(patience);
                 if is_stopping {
-                    self.given_up = Some(GivenUp { name: file.name, beats, error: error.clone() });
+                    self.given_up = Some(GivenUp { name: file.name, until: Until::Moved(beats), error: error.clone() });
                 }
                 return Err(error);
             }
@@ -227,6 +265,13 @@ impl Module {
         }
         self.interrupted = interrupted;
         Ok(())
+    }
+
+    /// Logs what hooks have told. Their lines come before the file's own.
+    fn tell_notes(&self) {
+        for note in self.notes.take() {
+            log_line(if note.is_trouble { PgLogLevel::WARNING } else { PgLogLevel::LOG }, note.message);
+        }
     }
 
     fn tell_success(&mut self, stored: &StoredFile) {

@@ -211,7 +211,7 @@ fn locked_keys_are_unlocked_by_what_the_command_prints() {
     for (command, cause) in [
         ("", "they are protected by a passphrase"),
         ("echo wrong", "the passphrase does not fit"),
-        ("exit 3", "the command failed: exit status: 3"),
+        ("exit 3", "the command failed: exit code 3"),
         ("true", "the command printed nothing"),
     ] {
         site.set(Setting::DecryptionPassphraseCommand, command);

@@ -2,6 +2,8 @@
 
 mod duplicates;
 mod encryption;
+mod filters;
+mod hooks;
 mod identity;
 mod incoming;
 mod listing;

@@ -1,6 +1,6 @@
 //! The pool of threads as PostgreSQL drives it: one file asked for at a time, others done ahead.
 
-use archiver_core::archive::{Answer, Archiver, StoredFile, WalFile};
+use archiver_core::archive::{Answer, Archive, Archiver, StoredFile, WalFile};
 use archiver_core::codec::{Compression, Encoder};
 use archiver_core::config::Setting;
 use archiver_core::error::{Error, Kind};
@@ -13,15 +13,19 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 /// The main thread of an archiver process.
-struct Process {
-    archiver: Archiver,
+pub struct Process {
+    pub archiver: Archiver,
     woken: Receiver<()>,
     /// Alive as long as the archiver or one of its threads.
     alive: Weak<()>,
 }
 
 impl Process {
-    fn new(site: &Site) -> Self {
+    pub fn new(site: &Site) -> Self {
+        Process::with(site, site.archive())
+    }
+
+    pub fn with(site: &Site, archive: Archive) -> Self {
         let (waker, woken) = channel();
         let life = Arc::new(());
         let alive = Arc::downgrade(&life);
@@ -30,12 +34,12 @@ impl Process {
             let _ = waker.send(());
         };
         let mut archiver = Archiver::new(Box::new(wake), Arc::clone(&site.pulse));
-        archiver.use_archive(Some(Arc::new(site.archive())));
+        archiver.use_archive(Some(Arc::new(archive)));
         Process { archiver, woken, alive }
     }
 
     /// Waits as the server does: for the waker, or until the archiver wants to be asked again.
-    fn answer(&mut self, may_retry: bool) -> Result<StoredFile, Error> {
+    pub fn answer(&mut self, may_retry: bool) -> Result<StoredFile, Error> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let again_at = match self.archiver.poll(may_retry) {
@@ -49,7 +53,7 @@ impl Process {
         }
     }
 
-    fn archive(&mut self, file: &WalFile) -> Result<StoredFile, Error> {
+    pub fn archive(&mut self, file: &WalFile) -> Result<StoredFile, Error> {
         self.archiver.ask(file)?;
         self.answer(true)
     }
@@ -69,7 +73,7 @@ impl Drop for Process {
     }
 }
 
-fn offered(site: &Site, numbers: std::ops::Range<u32>) -> Vec<WalFile> {
+pub fn offered(site: &Site, numbers: std::ops::Range<u32>) -> Vec<WalFile> {
     numbers.map(|number| site.offer_segment(number)).collect()
 }
 
@@ -78,7 +82,7 @@ fn names(files: &[WalFile]) -> Vec<String> {
 }
 
 /// PostgreSQL's part once a file was archived.
-fn done(site: &Site, file: &WalFile) {
+pub fn done(site: &Site, file: &WalFile) {
     let status = site.pg_wal().join("archive_status");
     fs::rename(status.join(format!("{}.ready", file.name)), status.join(format!("{}.done", file.name))).unwrap();
 }
@@ -459,8 +463,8 @@ fn a_stop_ends_all_threads_quickly_whatever_they_do() {
 }
 
 /// The site's archive under a pulse that was not stopped.
-fn fresh(site: &Site) -> archiver_core::archive::Archive {
-    archiver_core::archive::Archive::new(site.config(), site.cluster, None, Arc::default()).unwrap()
+fn fresh(site: &Site) -> Archive {
+    Archive::new(site.config(), site.cluster, None, Arc::default()).unwrap()
 }
 
 #[test]

@@ -70,6 +70,12 @@ impl Barman {
         self
     }
 
+    /// The same with these lines in its server's section.
+    pub fn with_lines(self, lines: &str) -> Self {
+        self.configure(lines);
+        self
+    }
+
     fn configure(&self, more: &str) {
         let user = nix::unistd::User::from_uid(nix::unistd::Uid::effective()).ok().flatten().expect("the OS user").name;
         let (home, folder) = (self.home.display(), self.folder.display());
@@ -79,6 +85,11 @@ impl Barman {
              [main]\ndescription = main\nconninfo = host={folder}\nbackup_method = postgres\narchiver = on\n{more}"
         );
         fs::write(self.folder.join("barman.conf"), text).expect("write barman.conf");
+    }
+
+    /// The directory from which it archives.
+    pub fn incoming(&self) -> PathBuf {
+        self.home.join("main/incoming")
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -110,7 +121,7 @@ impl Barman {
     /// The same, and does not wait.
     pub fn begin_to_archive(&self, files: &[(WalName, Vec<u8>)]) -> Child {
         for (name, content) in files {
-            fs::write(self.home.join("main/incoming").join(name.to_string()), content).expect("write WAL file");
+            fs::write(self.incoming().join(name.to_string()), content).expect("write WAL file");
         }
         let mut command = self.command(&["archive-wal", "main"]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("run barman")

@@ -3,6 +3,7 @@
 
 mod barman;
 mod cloud;
+mod programs;
 
 use archiver_core::archive::{StoredFile, WalFile};
 use archiver_core::codec::Compression;

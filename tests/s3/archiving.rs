@@ -53,6 +53,26 @@ fn wals(bucket: &Bucket) -> Vec<String> {
 }
 
 #[test]
+fn hooks_around_a_file_in_a_bucket_are_told_of_its_source_and_where_it_lies() {
+    let bucket = S3Server::ceph().new_bucket();
+    let (_directory, site) = site_in(&bucket, "");
+    let transcript = site.path("transcript");
+    let look = format!(
+        "echo $BARMAN_PHASE $BARMAN_FILE $BARMAN_COMPRESSION $ARCHIVER_HOOK_LOCATION >>{}",
+        transcript.display()
+    );
+    let site = site.with(Setting::PreArchiveScript, &look).with(Setting::PostArchiveScript, &look);
+    let file = site.offer_segment(1);
+    let archive = site.archive();
+    archive.archive_in_turn(&file, || archive_file(&archive, &file)).unwrap();
+    let (source, storage) = (file.path.display(), site.config().destination.storage);
+    let location = format!("{storage}/main/wals/{}/{}.zst", file.name.hash_directory(), file.name);
+    assert!(location.starts_with("s3://"), "{location}");
+    let expected = format!("pre {source} {location}\npost {source} zstd {location}\n");
+    assert_eq!(fs::read_to_string(&transcript).unwrap(), expected);
+}
+
+#[test]
 fn every_kind_of_file_is_stored_under_barmans_key_and_comes_back() {
     for compression in Compression::ALL {
         let bucket = S3Server::ceph().new_bucket();

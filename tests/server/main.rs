@@ -7,6 +7,7 @@ mod crashes;
 mod encryption;
 mod exits;
 mod gates;
+mod hooks;
 mod kills;
 mod looking;
 mod page_cache;

@@ -10,6 +10,8 @@ use archiver_core::data_directory::{cluster, writer};
 use archiver_core::incoming::{Outcome, Queue};
 use archiver_core::pulse::Pulse;
 use archiver_core::report::Report;
+use archiver_core::server_conf::ServerConf;
+use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
 use std::io::{self, BufWriter, StdoutLock, Write};
 use std::path::Path;
@@ -55,9 +57,39 @@ fn open(typed: &Typed, config: Config, data_directory: &Path, queue: &Queue) -> 
             (writer(&queue.items)?, None)
         }
     };
-    let archive = Archive::new(config, cluster, marker, Arc::new(Pulse::new()))?;
+    let pulse = Arc::new(Pulse::new());
+    let archive = Archive::new(config, cluster, marker, Arc::clone(&pulse))?;
+    if archive.runs_programs() {
+        stop_on_signals(pulse);
+    }
+    let configuration_file = ServerConf::file_of(data_directory);
+    let archive = archive.with_hooks_of(configuration_file.as_deref(), Arc::new(|note| tell(note.message)));
     archive.refuse_root_in_anothers()?;
     Ok(archive)
+}
+
+/// Lets a signal that would end this process end its work instead, and with it the program of the user's that runs: that
+/// has a group of its own, which no terminal and no server signals.
+fn stop_on_signals(pulse: Arc<Pulse>) {
+    // What whoever started this wants ignored stays so.
+    let ignored = ignored_signals();
+    let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+    let signals = SigSet::from_iter(signals.into_iter().filter(|signal| ignored & 1 << (*signal as i32 - 1) == 0));
+    // Also in the threads that are to come.
+    if signals.thread_block().is_ok() {
+        let wait = move || signals.wait().map(|_| pulse.stop());
+        // Without it signals would be lost: better they end this process at once.
+        if std::thread::Builder::new().name("signals".into()).spawn(wait).is_err() {
+            let _ = signals.thread_unblock();
+        }
+    }
+}
+
+/// One bit a signal, as far as the kernel tells.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let bits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or_default()
 }
 
 /// One file, for machines.

@@ -3,6 +3,7 @@
 mod desk;
 mod duplicate;
 mod episode;
+mod in_turn;
 mod pool;
 mod read_ahead;
 mod siblings;
@@ -15,10 +16,12 @@ pub use source::WalFile;
 
 use crate::catalogue::{Entry, NewLine};
 use crate::codec::{self, Compression};
-use crate::config::{Config, StorageUrl};
+use crate::config::{Config, ShellFilter, StorageUrl};
 use crate::crypt::{self, Encryption, Reader, Recipients, Seed};
 use crate::error::{Error, Kind, Result, plain_cause};
+use crate::filter;
 use crate::hash::{Content, Hash, Noted};
+use crate::hooks::Hooks;
 use crate::identity::{Cluster, Identity, Marker, foreign_archive, vanished_archive};
 use crate::layout::Format;
 use crate::place::Place;
@@ -53,6 +56,7 @@ pub struct Archive {
     desks: Desks,
     /// Those who may read it, where it is encrypted.
     recipients: Option<Recipients>,
+    hooks: Hooks,
 }
 
 /// No more files are on their way to a store at once.
@@ -75,6 +79,9 @@ struct Confirmed {
 }
 
 fn encoding_failed(compression: Compression, error: &io::Error) -> Error {
+    if let Some(own) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        return own.clone();
+    }
     let cause = plain_cause(error);
     Error::new(Kind::Storage, compression.name(), format!("could not compress with {}: {cause}", compression.name()))
         .retry_if(error.kind() == io::ErrorKind::OutOfMemory)
@@ -122,6 +129,7 @@ impl Archive {
         let desks = Desks::new(desks, config.memory_limit_bytes.saturating_sub(at_desks));
         Ok(Archive {
             desks,
+            hooks: Hooks::new(&config, Arc::clone(&pulse)),
             place: OnceCell::new(),
             config,
             cluster,
@@ -316,9 +324,12 @@ impl Archive {
         if unfinished > 2 * self.desks() { self.config.backlog_level } else { self.config.level }
     }
 
-    /// How many threads it can use: more than there are desks, since a file that waits for the disk or the network is at
+    /// How many threads it can use: one where hooks run around each file; else more than there are desks, since a file that waits for the disk or the network is at
     /// none.
     pub fn threads(&self) -> usize {
+        if self.works_in_turn() {
+            return 1;
+        }
         let desks = self.desks();
         let waiting = match self.config.destination.storage {
             StorageUrl::File { .. } => MOST_SYNCS,
@@ -367,11 +378,16 @@ impl Archive {
             Compression::None => self.config.compression,
             _ => Compression::None,
         };
+        let filter = self.config.compressor.filter(level).filter(|_| compression != Compression::None);
         let (encoder, plain, encoded) = desk.encoder(compression, level)?;
         if source.is_in_memory {
             let is_encoded = compression != Compression::None;
             if is_encoded {
-                encoder.encode(plain, encoded).map_err(|error| encoding_failed(compression, &error))?;
+                match &filter {
+                    Some(filter) => self.pipe(filter, plain, plain.len() as u64, encoded),
+                    None => encoder.encode(plain, encoded),
+                }
+                .map_err(|error| encoding_failed(compression, &error))?;
                 self.pulse.beat();
             }
             let mut made = if is_encoded { Made::Encoded } else { Made::Read };
@@ -394,7 +410,18 @@ impl Archive {
             let mut again = &source.file;
             again.rewind()?;
             let mut hashed = Hashed { inner: Beating::new(again, &self.pulse), hasher: blake3::Hasher::new() };
-            let mut encode = |out: &mut dyn Write| encoder.encode_stream(&mut hashed, source.content.size, out);
+            let size = source.content.size;
+            let mut encode = |out: &mut dyn Write| match &filter {
+                Some(filter) => filter::encode(
+                    filter,
+                    &mut hashed,
+                    out,
+                    codec::most_encoded_bytes(size),
+                    self.config.destination.attempt_timeout,
+                    &self.pulse,
+                ),
+                None => encoder.encode_stream(&mut hashed, size, out),
+            };
             let encoded = match &readers {
                 None => encode(out),
                 Some(readers) => {
@@ -408,6 +435,14 @@ impl Archive {
             if is_unchanged { encoded } else { Err(io::Error::other(changed_between_passes(file))) }
         };
         place.store.put_new(key, Body::Stream(&mut stream), &attributes)
+    }
+
+    /// Compresses by a program of the user's, within the memory of a desk.
+    fn pipe(&self, filter: &ShellFilter, plain: &[u8], size: u64, encoded: &mut Vec<u8>) -> io::Result<()> {
+        let most = codec::most_encoded_bytes(size);
+        encoded.clear();
+        encoded.try_reserve_exact(usize::try_from(most).map_err(|_| io::ErrorKind::OutOfMemory)?)?;
+        filter::encode(filter, plain, encoded, most, self.config.destination.attempt_timeout, &self.pulse)
     }
 
     /// Makes sure that the archive is this cluster's, and still there: one look at the identity file where nothing

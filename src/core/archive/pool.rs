@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
@@ -130,6 +130,8 @@ struct Shared {
     pulse: Arc<Pulse>,
     /// Whether others than this process read the sources.
     has_other_readers: AtomicBool,
+    /// Attempts repeated by workers themselves, which have yet to be added to the totals.
+    retries: AtomicU64,
 }
 
 #[derive(Default)]
@@ -187,6 +189,7 @@ impl Archiver {
             waker,
             pulse,
             has_other_readers: AtomicBool::new(true),
+            retries: AtomicU64::new(0),
         };
         Archiver {
             shared: Arc::new(shared),
@@ -203,7 +206,9 @@ impl Archiver {
     pub fn use_archive(&mut self, archive: Option<Arc<Archive>>) {
         let mut state = self.shared.lock();
         state.wanted_workers = archive.as_ref().map_or(0, |archive| archive.threads());
-        state.archive = archive;
+        if let Some(before) = std::mem::replace(&mut state.archive, archive) {
+            before.retire();
+        }
         state.generation += 1;
         state.workers = 0;
         state.jobs.clear();
@@ -290,6 +295,7 @@ impl Archiver {
 
     fn answer(&mut self, may_retry: bool) -> Answer {
         let nothing_asked = || Answer::Failed(Error::new(Kind::Internal, "", "no file was asked for"));
+        self.totals.retries += self.shared.retries.swap(0, Ordering::Relaxed);
         let Some(asked) = &mut self.asked else { return nothing_asked() };
         let mut state = self.shared.lock();
         let retry_timeout =
@@ -448,8 +454,15 @@ fn run_worker(shared: &Shared, generation: u64) {
 
 fn work(shared: &Shared, generation: u64) {
     while let Some((file, level, archive)) = next_job(shared, generation) {
-        let outcome = catch_unwind(AssertUnwindSafe(|| archive.store_at(&file, level)))
-            .unwrap_or_else(|panic| Err(panicked(&file.name, &*panic)));
+        let works_in_turn = archive.works_in_turn();
+        let retried = || {
+            shared.retries.fetch_add(1, Ordering::Relaxed);
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| match works_in_turn {
+            true => archive.archive_whole(&file, level, retried),
+            false => archive.store_at(&file, level),
+        }));
+        let outcome = outcome.unwrap_or_else(|panic| Err(panicked(&file.name, &*panic)));
         drop(archive);
         let is_stored = outcome.is_ok();
         let mut state = shared.lock();
@@ -458,9 +471,15 @@ fn work(shared: &Shared, generation: u64) {
             && matches!(job.phase, Phase::Running)
         {
             job.phase = match outcome {
+                Ok(stored) if works_in_turn => Phase::Done(stored),
                 Ok(stored) => Phase::Stored(stored),
                 Err(error) => Phase::Failed(error),
             };
+            if works_in_turn && !is_stored {
+                // What comes behind it is not its hooks' turn before this one is archived.
+                let asked = state.asked;
+                state.jobs.retain(|name, job| asked == Some(*name) || !matches!(job.phase, Phase::Queued));
+            }
         }
         drop(state);
         record_stored(shared);

@@ -28,6 +28,8 @@ pub enum Compression {
     Lz4,
     /// Snappy in its framing format.
     Snappy,
+    /// Made by a filter of the user's, which this room knows nothing of.
+    Custom,
 }
 
 /// Why a compression level is refused.
@@ -62,7 +64,7 @@ struct Levels {
 }
 
 impl Compression {
-    /// Every format this build has.
+    /// Every format that is made and read here.
     pub const ALL: [Compression; 7] = [
         Compression::None,
         Compression::Gzip,
@@ -86,13 +88,14 @@ impl Compression {
             Compression::Zstd => "zstd",
             Compression::Lz4 => "lz4",
             Compression::Snappy => "snappy",
+            Compression::Custom => "custom",
         }
     }
 
     /// What names in cloud storage end with, Barman's cloud layout: nothing for `none`.
     pub fn suffix(self) -> &'static str {
         match self {
-            Compression::None => "",
+            Compression::None | Compression::Custom => "",
             Compression::Gzip => ".gz",
             Compression::Bzip2 => ".bz2",
             Compression::Xz => ".xz",
@@ -114,7 +117,7 @@ impl Compression {
 
     fn magic(self) -> &'static [u8] {
         match self {
-            Compression::None => &[],
+            Compression::None | Compression::Custom => &[],
             Compression::Gzip => &[0x1F, 0x8B, 0x08],
             Compression::Bzip2 => b"BZh",
             Compression::Xz => b"\xFD7zXZ\0",
@@ -126,7 +129,7 @@ impl Compression {
 
     fn levels(self) -> Option<Levels> {
         let (min, max, [low, medium, high]) = match self {
-            Compression::None | Compression::Snappy => return None,
+            Compression::None | Compression::Snappy | Compression::Custom => return None,
             Compression::Gzip => (1, 9, [1, 6, 9]),
             Compression::Bzip2 => (1, 9, [1, 5, 9]),
             Compression::Xz => (1, 9, [1, 3, 5]),
@@ -138,7 +141,7 @@ impl Compression {
 
     /// Whether the level changes nothing: it is accepted as Barman accepts it, and the encoder has one speed.
     pub fn has_one_speed(self) -> bool {
-        matches!(self, Compression::None | Compression::Lz4 | Compression::Snappy)
+        matches!(self, Compression::None | Compression::Lz4 | Compression::Snappy | Compression::Custom)
     }
 
     /// Recognises a compressed file by its first bytes; `None` means none of the formats above.
@@ -171,7 +174,7 @@ impl Compression {
     /// whole in memory or, `is_streamed`, piece by piece.
     pub fn encoder_memory_bytes(self, level: i32, plain_size: u64, is_streamed: bool) -> u64 {
         match self {
-            Compression::None => 0,
+            Compression::None | Compression::Custom => 0,
             Compression::Gzip => gzip::ENCODER_MEMORY_BYTES,
             Compression::Bzip2 => bzip2::encoder_memory_bytes(level),
             Compression::Xz => xz::encoder_memory_bytes(level),
@@ -228,7 +231,7 @@ impl Encoder {
 
     fn encode_fed(&mut self, plain_size: u64, feed: Feed<'_>, encoded: &mut dyn Write) -> io::Result<()> {
         match self.compression {
-            Compression::None | Compression::Zstd => feed(encoded),
+            Compression::None | Compression::Custom | Compression::Zstd => feed(encoded),
             Compression::Gzip => gzip::encode(self.level, feed, encoded),
             Compression::Bzip2 => bzip2::encode(self.level, feed, encoded),
             Compression::Xz => xz::encode(self.level, feed, encoded),
@@ -248,13 +251,29 @@ pub struct Decoder<'a> {
 
 /// Reads `stored` back, recognising the format by its magic. Concatenated frames read as one file.
 /// More than `max_plain_size` bytes of plain content are an error: a few kilobytes can unfold to terabytes.
-pub fn decode<'a>(mut stored: impl Read + 'a, max_plain_size: u64) -> io::Result<Decoder<'a>> {
-    let mut first_bytes = Vec::with_capacity(Compression::MAGIC_LENGTH);
-    (&mut stored).take(Compression::MAGIC_LENGTH as u64).read_to_end(&mut first_bytes)?;
-    let compression = Compression::detect(&first_bytes).unwrap_or(Compression::None);
+pub fn decode<'a>(stored: impl Read + 'a, max_plain_size: u64) -> io::Result<Decoder<'a>> {
+    decode_or(stored, max_plain_size, |_, whole| Ok((Compression::None, whole)))
+}
+
+/// The same; what is in no format of this room is read by `otherwise`, which sees the first bytes.
+pub fn decode_or<'a>(
+    mut stored: impl Read + 'a,
+    max_plain_size: u64,
+    otherwise: impl FnOnce(&[u8], Box<dyn Read + 'a>) -> io::Result<(Compression, Box<dyn Read + 'a>)>,
+) -> io::Result<Decoder<'a>> {
+    /// Enough for any magic, and for the header of a WAL page.
+    const HEAD_BYTES: usize = 64;
+    let mut first_bytes = Vec::with_capacity(HEAD_BYTES);
+    (&mut stored).take(HEAD_BYTES as u64).read_to_end(&mut first_bytes)?;
+    let detected = Compression::detect(&first_bytes);
+    let head = first_bytes.clone();
     let whole = BufReader::with_capacity(128 << 10, io::Cursor::new(first_bytes).chain(stored));
+    let Some(compression) = detected else {
+        let (compression, plain) = otherwise(&head, Box::new(whole))?;
+        return Ok(Decoder { compression, plain: Box::new(bounded::Bounded::new(plain, max_plain_size)) });
+    };
     let plain: Box<dyn Read + 'a> = match compression {
-        Compression::None => Box::new(whole),
+        Compression::None | Compression::Custom => Box::new(whole),
         Compression::Gzip => Box::new(gzip::decoder(whole)),
         Compression::Bzip2 => Box::new(bzip2::decoder(whole)),
         Compression::Xz => Box::new(xz::decoder(whole)?),

@@ -4,9 +4,13 @@
 //! setting by quietly using the default; here it is an error that names setting, value and cause, in the server and
 //! in the program alike.
 
+mod compressor;
+mod hooks;
 mod units;
 mod url;
 
+pub use compressor::{Compressor, CustomFormat, ShellFilter};
+pub use hooks::{Hook, HookScripts};
 pub use url::{Addressing, ChecksumChoice, CreateOnly, S3Url, ServerSideEncryption, StorageUrl};
 
 use crate::codec::Compression;
@@ -28,6 +32,12 @@ pub enum Setting {
     Compression,
     /// How hard.
     CompressionLevel,
+    /// What compresses where that is the user's own.
+    CustomCompressionFilter,
+    /// What unpacks it.
+    CustomDecompressionFilter,
+    /// What it begins with.
+    CustomCompressionMagic,
     /// How files are encrypted.
     Encryption,
     /// The public keys of those who may read them.
@@ -48,6 +58,24 @@ pub enum Setting {
     RetryTimeout,
     /// How many segments are fetched ahead.
     RestorePrefetch,
+    /// What runs before a file is archived.
+    PreArchiveScript,
+    /// The same, until it succeeds.
+    PreArchiveRetryScript,
+    /// What runs after a file was archived, until it succeeds.
+    PostArchiveRetryScript,
+    /// The same, once.
+    PostArchiveScript,
+    /// What runs before an archived file is deleted.
+    PreWalDeleteScript,
+    /// The same, until it succeeds.
+    PreWalDeleteRetryScript,
+    /// What runs after an archived file was deleted, until it succeeds.
+    PostWalDeleteRetryScript,
+    /// The same, once.
+    PostWalDeleteScript,
+    /// How long one of these may take.
+    HookTimeout,
     /// From which age of the newest archived file check() fails.
     LastWalMaximumAge,
     /// From how many waiting files check() fails.
@@ -56,11 +84,14 @@ pub enum Setting {
 
 impl Setting {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Setting; 16] = [
+    pub const ALL: [Setting; 28] = [
         Setting::Storage,
         Setting::ServerName,
         Setting::Compression,
         Setting::CompressionLevel,
+        Setting::CustomCompressionFilter,
+        Setting::CustomDecompressionFilter,
+        Setting::CustomCompressionMagic,
         Setting::Encryption,
         Setting::EncryptionRecipients,
         Setting::DecryptionKeys,
@@ -71,6 +102,15 @@ impl Setting {
         Setting::AttemptTimeout,
         Setting::RetryTimeout,
         Setting::RestorePrefetch,
+        Setting::PreArchiveScript,
+        Setting::PreArchiveRetryScript,
+        Setting::PostArchiveRetryScript,
+        Setting::PostArchiveScript,
+        Setting::PreWalDeleteScript,
+        Setting::PreWalDeleteRetryScript,
+        Setting::PostWalDeleteRetryScript,
+        Setting::PostWalDeleteScript,
+        Setting::HookTimeout,
         Setting::LastWalMaximumAge,
         Setting::MaxIncomingWalsQueue,
     ];
@@ -82,6 +122,9 @@ impl Setting {
             Setting::ServerName => "server_name",
             Setting::Compression => "compression",
             Setting::CompressionLevel => "compression_level",
+            Setting::CustomCompressionFilter => "custom_compression_filter",
+            Setting::CustomDecompressionFilter => "custom_decompression_filter",
+            Setting::CustomCompressionMagic => "custom_compression_magic",
             Setting::Encryption => "encryption",
             Setting::EncryptionRecipients => "encryption_recipients",
             Setting::DecryptionKeys => "decryption_keys",
@@ -92,6 +135,15 @@ impl Setting {
             Setting::AttemptTimeout => "attempt_timeout",
             Setting::RetryTimeout => "retry_timeout",
             Setting::RestorePrefetch => "restore_prefetch",
+            Setting::PreArchiveScript => "pre_archive_script",
+            Setting::PreArchiveRetryScript => "pre_archive_retry_script",
+            Setting::PostArchiveRetryScript => "post_archive_retry_script",
+            Setting::PostArchiveScript => "post_archive_script",
+            Setting::PreWalDeleteScript => "pre_wal_delete_script",
+            Setting::PreWalDeleteRetryScript => "pre_wal_delete_retry_script",
+            Setting::PostWalDeleteRetryScript => "post_wal_delete_retry_script",
+            Setting::PostWalDeleteScript => "post_wal_delete_script",
+            Setting::HookTimeout => "hook_timeout",
             Setting::LastWalMaximumAge => "last_wal_maximum_age",
             Setting::MaxIncomingWalsQueue => "max_incoming_wals_queue",
         }
@@ -100,12 +152,19 @@ impl Setting {
     /// What it is where nobody says otherwise.
     pub const fn default_value(self) -> &'static str {
         match self {
-            Setting::Storage
-            | Setting::EncryptionRecipients
-            | Setting::DecryptionKeys
-            | Setting::DecryptionPassphraseCommand
-            | Setting::LastWalMaximumAge
-            | Setting::MaxIncomingWalsQueue => "",
+            Setting::Storage | Setting::LastWalMaximumAge | Setting::MaxIncomingWalsQueue => "",
+            Setting::CustomCompressionFilter | Setting::CustomDecompressionFilter | Setting::CustomCompressionMagic => {
+                ""
+            }
+            Setting::EncryptionRecipients | Setting::DecryptionKeys | Setting::DecryptionPassphraseCommand => "",
+            Setting::PreArchiveScript
+            | Setting::PreArchiveRetryScript
+            | Setting::PostArchiveRetryScript
+            | Setting::PostArchiveScript
+            | Setting::PreWalDeleteScript
+            | Setting::PreWalDeleteRetryScript
+            | Setting::PostWalDeleteRetryScript
+            | Setting::PostWalDeleteScript => "",
             Setting::Encryption => "none",
             Setting::ServerName => "main",
             Setting::Compression => "zstd",
@@ -116,6 +175,7 @@ impl Setting {
             Setting::AttemptTimeout => "30s",
             Setting::RetryTimeout => "60s",
             Setting::RestorePrefetch => "8",
+            Setting::HookTimeout => "5min",
         }
     }
 
@@ -124,9 +184,16 @@ impl Setting {
         match self {
             Setting::Storage => "URL of the storage WAL files are archived to; empty means not configured.",
             Setting::ServerName => "Name of this cluster's directory below the storage URL.",
-            Setting::Compression => "Compression of archived files: none, gzip, bzip2, xz, zstd, lz4 or snappy.",
+            Setting::Compression => {
+                "Compression of archived files: none, gzip, pigz, bzip2, xz, zstd, lz4, snappy or custom."
+            }
             Setting::CompressionLevel => {
                 "Compression level: low, medium, high, a number in the format's range, or adaptive."
+            }
+            Setting::CustomCompressionFilter => "Shell command that compresses where compression is custom.",
+            Setting::CustomDecompressionFilter => "Shell command that unpacks what the custom filter has compressed.",
+            Setting::CustomCompressionMagic => {
+                "First bytes of what the custom filter makes, as 0x and hexadecimal digits; empty means unknown."
             }
             Setting::Encryption => "Encryption of archived files: none or openpgp (also spelled gpg).",
             Setting::EncryptionRecipients => "File of the OpenPGP public keys that archived files are encrypted to.",
@@ -144,6 +211,23 @@ impl Setting {
             Setting::RestorePrefetch => {
                 "Segments that \"archiver restore\" fetches ahead during recovery; 0 means none."
             }
+            Setting::PreArchiveScript => "Shell command that is run before each WAL file is archived.",
+            Setting::PreArchiveRetryScript => {
+                "Shell command that is run before each WAL file is archived, until it succeeds."
+            }
+            Setting::PostArchiveRetryScript => {
+                "Shell command that is run after each WAL file was archived or was not, until it succeeds."
+            }
+            Setting::PostArchiveScript => "Shell command that is run after each WAL file was archived or was not.",
+            Setting::PreWalDeleteScript => "Shell command that is run before each archived WAL file is deleted.",
+            Setting::PreWalDeleteRetryScript => {
+                "Shell command that is run before each archived WAL file is deleted, until it succeeds."
+            }
+            Setting::PostWalDeleteRetryScript => {
+                "Shell command that is run after each archived WAL file was deleted, until it succeeds."
+            }
+            Setting::PostWalDeleteScript => "Shell command that is run after each archived WAL file was deleted.",
+            Setting::HookTimeout => "How long one hook script may take, with all its attempts.",
             Setting::LastWalMaximumAge => "check() fails when the last archived WAL is older; empty means no limit.",
             Setting::MaxIncomingWalsQueue => "check() fails when more WAL files wait; empty means no limit.",
         }
@@ -190,6 +274,8 @@ pub struct Destination {
     pub retry_timeout: Duration,
     /// The format that files are most likely stored in: the one that is set.
     pub likely_format: Format,
+    /// What the user's own filter made, where that can be read back.
+    pub custom: Option<CustomFormat>,
     /// The secret keys to read encrypted files with.
     pub decryption_keys: Option<PathBuf>,
     /// What prints the passphrase of those.
@@ -204,8 +290,10 @@ const ADAPTIVE: &str = "adaptive";
 pub struct Config {
     /// Which archive.
     pub destination: Destination,
-    /// How files are compressed.
+    /// The format that files are stored in.
     pub compression: Compression,
+    /// Who makes it.
+    pub compressor: Compressor,
     /// The number of the level, as the format counts them.
     pub level: i32,
     /// The same while files wait: another one where the level is adaptive.
@@ -218,6 +306,8 @@ pub struct Config {
     pub read_ahead: usize,
     /// Bound on the memory of all buffers.
     pub memory_limit_bytes: u64,
+    /// The programs that run around a file.
+    pub hooks: HookScripts,
 }
 
 /// What a check judges by; where there is none, it only tells. A wrong one is told and stops no archiving: WAL that piles
@@ -335,6 +425,7 @@ impl Destination {
                     .unwrap_or(Compression::Zstd),
                 encryption: Encryption::from_name(settings.typed(Setting::Encryption).text).unwrap_or(Encryption::None),
             },
+            custom: CustomFormat::parse(settings)?,
             // Wrong or not, archiving goes on without them.
             decryption_keys: settings.typed(Setting::DecryptionKeys).unless_empty().map(PathBuf::from),
             decryption_passphrase_command: settings
@@ -361,9 +452,13 @@ impl Config {
     /// Reads all settings; fails with the first that is missing or wrong.
     pub fn parse(settings: &Settings) -> Result<Self> {
         let destination = Destination::parse(settings)?;
-        let compression = settings.typed(Setting::Compression);
-        let compression = Compression::from_name(compression.text)
-            .ok_or_else(|| compression.wrong(format!("Known are {}", Compression::names())))?;
+        let (compressor, compression) = Compressor::parse(settings)?;
+        if let (StorageUrl::S3(_), false) = (&destination.storage, compressor == Compressor::BuiltIn) {
+            let typed = settings.typed(Setting::Compression);
+            return Err(
+                typed.wrong("It is for file: storage only, as in Barman: names in a bucket must tell the format")
+            );
+        }
         let level = settings.typed(Setting::CompressionLevel);
         let (calm, busy) = if level.text == ADAPTIVE { ("medium", "low") } else { (level.text, level.text) };
         let number = |name| compression.level(name).map_err(|cause| level.wrong(format!("{cause}, or {ADAPTIVE}")));
@@ -385,15 +480,18 @@ impl Config {
         };
         let read_ahead = settings.typed(Setting::ReadAhead).number(&READ_AHEAD)?;
         let memory_limit_bytes = settings.typed(Setting::MemoryLimit).memory_bytes()?;
+        let hooks = HookScripts::parse(settings)?;
         Ok(Config {
             destination,
             compression,
+            compressor,
             level,
             backlog_level,
             encryption_recipients,
             workers,
             read_ahead,
             memory_limit_bytes,
+            hooks,
         })
     }
 
@@ -402,19 +500,40 @@ impl Config {
         let wrong = |setting: Setting| {
             let mut alone = Settings::default();
             alone.set(Setting::Storage, "file:///");
-            let judged_by = match setting {
-                Setting::CompressionLevel => Some(Setting::Compression),
-                Setting::EncryptionRecipients => Some(Setting::Encryption),
-                _ => None,
-            };
-            for typed in [Some(setting), judged_by].into_iter().flatten() {
-                alone.set(typed, settings.get(typed));
-            }
+            // A storage that is wrong itself says nothing of the others.
+            let says_something = |other: &&Setting| **other != Setting::Storage || Destination::parse(settings).is_ok();
+            let others = Self::judged_with(setting).iter().filter(says_something);
+            others.chain([&setting]).for_each(|typed| alone.set(*typed, settings.get(*typed)));
             let error = Config::parse(&alone).err();
             let error = error.or_else(|| Limits::parse(&alone).err()).or_else(|| Prefetch::parse(&alone).err())?;
             (error.subject() == format!("archiver.{}", setting.name())).then_some(error)
         };
         Setting::ALL.into_iter().filter_map(wrong).collect()
+    }
+
+    /// The settings that say what another one may be.
+    fn judged_with(setting: Setting) -> &'static [Setting] {
+        match setting {
+            Setting::CompressionLevel | Setting::CustomCompressionFilter | Setting::CustomCompressionMagic => {
+                &[Setting::Compression, Setting::CustomCompressionFilter, Setting::CustomDecompressionFilter]
+            }
+            Setting::CustomDecompressionFilter => &[Setting::Compression, Setting::CustomCompressionFilter],
+            Setting::EncryptionRecipients => &[Setting::Encryption],
+            Setting::Compression => {
+                &[Setting::Storage, Setting::CustomCompressionFilter, Setting::CustomDecompressionFilter]
+            }
+            _ => &[],
+        }
+    }
+}
+
+impl HookScripts {
+    /// Reads the settings; fails with the first that is wrong. Hooks themselves may be any text.
+    pub fn parse(settings: &Settings) -> Result<Self> {
+        Ok(HookScripts {
+            texts: Hook::ALL.map(|hook| settings.typed(hook.setting()).text.to_string()),
+            timeout: settings.typed(Setting::HookTimeout).timeout()?,
+        })
     }
 }
 
@@ -497,6 +616,8 @@ mod tests {
             (Setting::AttemptTimeout, "500"),
             (Setting::RetryTimeout, "0"),
             (Setting::RetryTimeout, "60 parsecs"),
+            (Setting::HookTimeout, "0"),
+            (Setting::HookTimeout, "2h"),
         ] {
             let error = parse(&[(setting, value)]).expect_err(value);
             assert_eq!(error.kind(), Kind::Configuration);
@@ -586,6 +707,55 @@ mod tests {
             assert!(Config::parse(&settings).is_ok());
             assert_eq!(Config::problems(&settings).len(), 1);
         }
+    }
+
+    #[test]
+    fn programs_compress_only_where_all_that_they_need_is_set_and_only_for_files() {
+        use Setting::*;
+        let pigz = parse(&[(Compression, "pigz"), (CompressionLevel, "high")]).unwrap();
+        assert_eq!((pigz.compression, pigz.level), (super::Compression::Gzip, 9));
+        assert_eq!(pigz.compressor.filter(9).map(|filter| filter.text).as_deref(), Some("exec pigz -n -c -9"));
+        assert_eq!(parse(&[]).unwrap().compressor.filter(1), None);
+        let whole = [(Compression, "custom"), (CustomCompressionFilter, "rot13"), (CustomDecompressionFilter, "rot13")];
+        let custom = parse(&whole).unwrap();
+        assert_eq!(
+            (custom.compression, custom.destination.likely_format),
+            (super::Compression::Custom, super::Compression::Zstd.into())
+        );
+        assert!(custom.destination.custom.is_some_and(|custom| custom.claims(b"anything")));
+        for (changes, subject) in [
+            (&whole[..2], "custom_decompression_filter"),
+            (&[whole[0], whole[2]], "custom_compression_filter"),
+            (&[(Compression, "pigz"), (CompressionLevel, "10")], "compression_level"),
+            (&[(CustomCompressionMagic, "28b5")], "custom_compression_magic"),
+            (&[(CustomCompressionMagic, "0x2")], "custom_compression_magic"),
+            (&[(CustomCompressionMagic, "0x")], "custom_compression_magic"),
+            (&[(Compression, "pigz"), (Storage, "s3://bucket/x")], "compression"),
+        ] {
+            assert_eq!(parse(changes).expect_err(subject).subject(), format!("archiver.{subject}"));
+            let mut settings = Settings::default();
+            settings.set(Storage, "file:///srv/wal");
+            changes.iter().for_each(|(setting, value)| settings.set(*setting, *value));
+            let problems = Config::problems(&settings);
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert_eq!(problems[0].subject(), format!("archiver.{subject}"));
+        }
+        let magic = [(CustomDecompressionFilter, "rot13"), (CustomCompressionMagic, "0x0102")];
+        let custom = parse(&magic).unwrap().destination.custom.expect("read while another format is set");
+        assert!(custom.claims(&[1, 2, 3]) && !custom.claims(&[1, 3]));
+        assert_eq!(parse(&magic[..1]).unwrap().destination.custom, None, "nothing tells its files");
+    }
+
+    #[test]
+    fn hooks_are_any_texts_and_none_where_none_is_typed() {
+        let hooks = parse(&[]).unwrap().hooks;
+        assert_eq!((hooks.set().count(), hooks.timeout), (0, Duration::from_secs(300)));
+        let hooks = parse(&[(Setting::PostArchiveScript, " echo '$x' "), (Setting::HookTimeout, "90s")]).unwrap().hooks;
+        assert_eq!(hooks.set().collect::<Vec<_>>(), [(Hook::PostArchive, "echo '$x'")]);
+        assert_eq!(hooks.timeout, Duration::from_secs(90));
+        let facts = Hook::ALL.map(|hook| (hook.is_before(), hook.is_retry()));
+        let order = [(true, false), (true, true), (false, true), (false, false)];
+        assert_eq!(facts, [order, order].concat()[..]);
     }
 
     #[test]

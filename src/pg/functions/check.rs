@@ -212,6 +212,7 @@ pub(super) fn check(
     if let Ok(config) = config {
         rows.push(core_check::compression(&config));
         rows.push(encryption(&config));
+        rows.extend(core_check::hooks(&config));
         rows.extend(storage_rows(&config, is_probe));
     }
     let in_columns = |row: Row| (row.name.to_string(), row.verdict.word().to_string(), row.detail, row.hint);

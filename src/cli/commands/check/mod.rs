@@ -69,6 +69,7 @@ fn judge(arguments: &Arguments) -> archiver_core::Result<Findings> {
     }];
     rows.push(check::compression(&config));
     rows.push(check::encryption(&config));
+    rows.extend(check::hooks(&config));
     if home.is_some() {
         rows.push(check::archiver_process(state.as_ref()));
         rows.push(check::waiting(&pg_wal, &limits.unwrap_or_default()));
