@@ -10,11 +10,13 @@ use archiver_core::codec::{Compression, Encoder};
 use archiver_core::config::{Config, Setting, Settings};
 use archiver_core::error::Result;
 use archiver_core::hash::HashKey;
-use archiver_core::identity::{Cluster, Marker};
+use archiver_core::identity::{Cluster, Identity, Marker};
 use archiver_core::place::Place;
 use archiver_core::pulse::Pulse;
 use archiver_core::wal::{LongPageHeader, Lsn, SegmentName, SegmentSize, Timeline, WalName, magic_of_major};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -178,18 +180,22 @@ impl Site {
 
     /// What the cluster wrote into that segment.
     pub fn content(&self, name: &WalName) -> Vec<u8> {
+        let header = self.header(name);
+        let mut content = wal_like(header.segment_size.bytes() as usize, header.page_address.0 + 1);
+        content[..LongPageHeader::LENGTH].copy_from_slice(&header.to_bytes());
+        content
+    }
+
+    fn header(&self, name: &WalName) -> LongPageHeader {
         let segment = name.segment().expect("a segment");
         let size = self.cluster.segment_size;
-        let header = LongPageHeader {
+        LongPageHeader {
             magic: magic_of_major(self.cluster.major).expect("a known major version"),
             timeline: segment.timeline,
             page_address: segment.start(size).expect("a segment of this size"),
             system_identifier: self.cluster.system_identifier,
             segment_size: size,
-        };
-        let mut content = wal_like(size.bytes() as usize, header.page_address.0 + 1);
-        content[..LongPageHeader::LENGTH].copy_from_slice(&header.to_bytes());
-        content
+        }
     }
 
     /// Puts a file into pg_wal, ready to be archived.
@@ -216,6 +222,72 @@ impl Site {
         let path = self.stored(name);
         fs::create_dir_all(path.parent().expect("a directory")).expect("create directory");
         fs::write(path, stored).expect("write WAL file");
+    }
+
+    /// Makes an archive that holds these files, with identity, catalogue and sums, without archiving each: a segment is no
+    /// more than its page header and its name.
+    pub fn fill(&self, names: &[WalName]) {
+        let folder = self.storage().join("main");
+        for below in ["wals", "sums", ".staging"] {
+            fs::create_dir_all(folder.join(below)).expect("create directory");
+        }
+        fs::write(folder.join("identity.json"), Identity::of(&self.cluster).to_json()).expect("write identity");
+        let (mut lines, mut sums) = (String::new(), BTreeMap::<String, String>::new());
+        for name in names {
+            let stored = self.filled(name);
+            self.store_as_barman(name, &stored);
+            let (size, hash) = (self.cluster.segment_size.bytes(), blake3::hash(&stored).to_hex());
+            lines += &format!("{name}\t{}\t1615159937.4639714\tNone\tNone\n", stored.len());
+            let directory = Some(name.hash_directory()).filter(|it| !it.is_empty()).unwrap_or("history".into());
+            *sums.entry(directory).or_default() += &format!("{name} {size} blake3:{hash} {}\n", stored.len());
+        }
+        let append = |path: PathBuf, text: &str| {
+            let file = fs::OpenOptions::new().append(true).create(true).open(&path);
+            file.and_then(|mut file| file.write_all(text.as_bytes())).expect("append lines");
+        };
+        append(self.catalogue_path(), &lines);
+        sums.iter().for_each(|(directory, lines)| append(folder.join("sums").join(directory), lines));
+    }
+
+    /// What [`Site::fill`] stores under that name.
+    pub fn filled(&self, name: &WalName) -> Vec<u8> {
+        let mut content = match name.segment() {
+            Some(_) if name.is_wal() => self.header(name).to_bytes().to_vec(),
+            _ => Vec::new(),
+        };
+        content.extend_from_slice(name.to_string().as_bytes());
+        content
+    }
+
+    /// The names of the stored WAL files, sorted. Sees that catalogue and sums name just these, once each, that no
+    /// directory is empty, and that nothing is in the making.
+    #[track_caller]
+    pub fn assert_agreement(&self) -> Vec<String> {
+        let wals = tree(&self.storage().join("main/wals"));
+        let last = |path: &String| path.rsplit('/').next().expect("a name").to_string();
+        let is_directory = |path: &&String| path.len() == 16 && !path.contains('.');
+        let mut stored: Vec<String> = wals.iter().filter(|path| !is_directory(path)).map(last).collect();
+        stored.retain(|name| name != "main-xlog.db");
+        stored.sort();
+        let directories: BTreeSet<&String> = wals.iter().filter(is_directory).collect();
+        for directory in &directories {
+            let begin = format!("{directory}/");
+            assert!(wals.iter().any(|path| path.starts_with(&begin)), "{directory} is empty");
+        }
+        let mut lines = self.catalogue();
+        lines.sort();
+        assert_eq!(lines, stored, "lines of the catalogue (left) and files (right)");
+        let sums = self.storage().join("main/sums");
+        let mut noted = Vec::new();
+        for file in tree(&sums) {
+            assert!(file == "history" || directories.contains(&file), "sums of no directory: {file}");
+            let text = fs::read_to_string(sums.join(file)).expect("read sums");
+            noted.extend(text.lines().map(|line| line.split(' ').next().expect("a name").to_string()));
+        }
+        noted.sort();
+        assert_eq!(noted, stored, "sums (left) and files (right)");
+        assert_eq!(tree(&self.storage().join("main/.staging")), [] as [&str; 0]);
+        stored
     }
 
     /// The names in the catalogue, line by line; none where there is no catalogue.

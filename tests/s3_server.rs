@@ -88,6 +88,16 @@ impl S3Server {
         Bucket { server: self.clone(), name }
     }
 
+    /// Makes a new bucket, whose objects can be locked, and answers it.
+    #[track_caller]
+    pub fn new_locking_bucket(&self) -> Bucket {
+        let name = new_name();
+        let lock = [("x-amz-bucket-object-lock-enabled", "true")];
+        let response = self.request("PUT", &format!("/{name}"), &lock, None);
+        assert_eq!(response.status, 200, "create bucket {name}: {response:?}");
+        Bucket { server: self.clone(), name }
+    }
+
     /// Sends one signed request; what curl says where no response came. `path` is encoded, and its query sorted, each
     /// name with a `=`: curl signs it as it stands.
     pub fn try_request(

@@ -1,6 +1,7 @@
 //! What can be typed.
 
 use archiver_core::config::Setting;
+use archiver_core::deletion::{Bound, Keep};
 use archiver_core::wal::WalName;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -72,6 +73,10 @@ pub enum Command {
     Status(Status),
     /// Judge whether archiving works
     Check(Check),
+    /// Show files that were refused or set aside, and remove one of the latter
+    Errors(Errors),
+    /// Delete WAL that nobody needs any more; an archive_cleanup_command
+    Delete(Delete),
     /// Fetch ahead of a server in recovery; started by restore
     #[command(hide = true)]
     Prefetch,
@@ -216,6 +221,65 @@ pub struct Check {
     /// Figures for a monitor, as OpenMetrics text
     #[arg(long, conflicts_with_all = ["json", "nagios"])]
     pub metrics: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Refused files lie in pg_wal, because the archive holds another of their name; what to do about \
+    them is for people to decide, and nothing here touches them. Files that were set aside lie in the archive's folder of \
+    errors, where --clear removes one.\n\n\
+    Exit codes: 0 there are none, or the one named was removed; 1 there are some, or none of that name; 2 usage; \
+    3 configuration; 4 storage or anything else.\n\n\
+    Examples:\n  \
+    archiver errors\n  \
+    archiver errors --clear 000000010000000000000042.20261121T101752Z.duplicate"
+)]
+pub struct Errors {
+    /// Remove the file of exactly this name: the last part of its location
+    #[arg(long, value_name = "NAME")]
+    pub clear: Option<String>,
+
+    /// One JSON array of objects; of --clear one object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "What goes: segments, partial ones and backup labels before NAME, on the timeline of NAME and, up \
+    to where it left them, on those that its history file names. History files stay, and so does every other timeline and \
+    what lies behind a switch point. Without that history file in the archive only the timeline of NAME counts.\n\n\
+    NAME and the ends of a range are segments, partial ones or backup labels; a label stands for the segment that its \
+    backup starts in. Files go first, their lines in the catalogue after them; a run that was killed is finished by the \
+    next one with the same NAME.\n\n\
+    Exit codes: 0 done, also where there was nothing to do; 2 usage; 3 configuration; 4 storage or anything else, also \
+    where one file of many could not be deleted.\n\n\
+    Examples:\n  \
+    archiver delete --before 000000010000000200000042\n  \
+    archiver delete --before 000000010000000200000042.00000028.backup --yes\n  \
+    archiver delete --before 000000020000000500000000 --keep 000000010000000200000042..000000010000000200000044\n  \
+    archive_cleanup_command = 'archiver delete --before %r --yes --quiet'  (an archive for this standby alone)"
+)]
+pub struct Delete {
+    /// The first WAL file that is still needed; %r in archive_cleanup_command
+    #[arg(long, value_name = "NAME", value_parser = Bound::parse)]
+    pub before: Bound,
+
+    /// Files that stay all the same, both ends included; may be given several times
+    #[arg(long, value_name = "FROM..TO", value_parser = Keep::parse)]
+    pub keep: Vec<Keep>,
+
+    /// Delete; without it only show what would go
+    #[arg(long)]
+    pub yes: bool,
+
+    /// Only what went wrong
+    #[arg(long, conflicts_with = "json")]
+    pub quiet: bool,
+
+    /// One JSON object: each file, and the summary
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args, Debug)]

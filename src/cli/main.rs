@@ -5,6 +5,7 @@ mod args;
 mod commands;
 mod output;
 mod settings;
+mod signals;
 
 use archiver_core::report::Report;
 use archiver_core::wal::WalName;
@@ -35,6 +36,8 @@ fn run(arguments: &Arguments) -> u8 {
         Command::Restore(restore) => return commands::restore::run(arguments, restore),
         Command::Prefetch => return commands::restore::prefetch(arguments),
         Command::Archive(archive) => commands::archive::run(arguments, archive),
+        Command::Delete(delete) => commands::delete::run(arguments, delete),
+        Command::Errors(errors) => commands::errors::run(arguments, errors),
         Command::List(list) => commands::list::list(arguments, list),
         Command::Exists(exists) => commands::list::exists(arguments, exists),
         Command::Status(status) => commands::status::status(arguments, status),

@@ -59,6 +59,26 @@ pub fn standard_output() -> BufWriter<StdoutLock<'static>> {
     BufWriter::with_capacity(64 << 10, io::stdout().lock())
 }
 
+/// Standard output of a command whose work goes on when nobody reads it any more.
+pub struct Told(Option<BufWriter<StdoutLock<'static>>>);
+
+impl Told {
+    pub fn begin() -> Self {
+        Told(Some(standard_output()))
+    }
+
+    pub fn print(&mut self, write: impl FnOnce(&mut BufWriter<StdoutLock<'static>>) -> io::Result<()>) {
+        let Some(out) = &mut self.0 else { return };
+        if let Err(error) = write(out) {
+            if let End::Failed(error) = error.into() {
+                tell(error);
+            }
+            // What is left in the buffer is not worth another try when it is dropped.
+            self.0.take().map(BufWriter::into_parts);
+        }
+    }
+}
+
 /// Writes one JSON value.
 pub fn write_json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(out, value).map_err(io::Error::from)

@@ -1,7 +1,8 @@
 //! Barman's catalogue of a local archive: one line a file, exactly one, appended under Barman's own lock.
 //!
 //! A crash between storing a file and appending its line is healed when PostgreSQL offers the file again;
-//! a line torn by a crash is cut before the next one is appended.
+//! a line torn by a crash is cut before the next one is appended. Deleting leaves lines out: that makes the file anew, and
+//! an archiver that knew the old one notices.
 
 use crate::codec::Compression;
 use crate::crypt::Encryption;
@@ -17,7 +18,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// One archived file, as its line tells it.
@@ -65,6 +66,8 @@ pub struct NewLine {
     pub created: bool,
 }
 
+/// How much of the end of what was read is compared to know the file again: more than a line.
+const MOST_COMPARED: usize = 128;
 /// How many of the newest names are kept in memory.
 const MOST_RECENT: usize = 8192;
 /// How long one call waits for the lock before it gives up and is tried again.
@@ -86,6 +89,8 @@ struct Seen {
     file: Option<(u64, u64)>,
     /// Where the last whole line ended.
     length: u64,
+    /// That line: another file may have taken the number of one that was replaced, and Barman rewrites its own in place.
+    last_line: Vec<u8>,
     recent: HashSet<WalName>,
     order: VecDeque<WalName>,
 }
@@ -117,12 +122,10 @@ impl Catalogue {
     /// Takes note of what is in it now. To be called before the first file is stored: lines that others append after
     /// this are seen when ours are.
     pub fn catch_up(&self) -> Result<()> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let _lock = self.lock()?;
-        match File::open(&self.path) {
-            Ok(mut file) => self.read_on(&mut file, &mut seen).map(drop),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(Error::io("open file", &self.path, &error)),
+        let mut held = self.hold()?;
+        match held.open_existing()? {
+            Some(mut file) => self.read_on(&mut file, &mut held.seen).map(drop),
+            None => Ok(()),
         }
     }
 
@@ -143,42 +146,32 @@ impl Catalogue {
         Ok(compressions)
     }
 
+    /// Takes it, and the sums beside it, for this caller alone. Waits a few seconds for whoever holds it, less where the
+    /// pulse was told to stop.
+    pub fn hold(&self) -> Result<Held<'_>> {
+        self.hold_until(&self.pulse)
+    }
+
+    /// The same, to bring to an end what was begun: only its own bound ends the wait.
+    pub fn hold_to_finish(&self) -> Result<Held<'_>> {
+        self.hold_until(&Pulse::new())
+    }
+
+    fn hold_until(&self, pulse: &Pulse) -> Result<Held<'_>> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Held { catalogue: self, seen, _lock: self.lock(pulse)? })
+    }
+
     /// Sees to it that each of these files has its one line, durably. Several lines cost one write and one fsync.
     pub fn record(&self, lines: &[NewLine]) -> Result<()> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let _lock = self.lock()?;
-        let mut file = self.open()?;
-        let is_known_file = self.read_on(&mut file, &mut seen)?;
-        let (mut text, mut names) = (String::new(), Vec::new());
-        for line in lines {
-            let name = line.entry.name;
-            let may_be_older = !line.created || !is_known_file;
-            let is_there = names.contains(&name) || seen.recent.contains(&name);
-            if is_there || may_be_older && self.holds(&mut file, &name)? {
-                continue;
-            }
-            text.push_str(&line.entry.line());
-            names.push(name);
-        }
-        match self.append(&mut file, &text, seen.length) {
-            Ok(length) => {
-                seen.length = length;
-                names.into_iter().for_each(|name| seen.add(name));
-                Ok(())
-            }
-            Err(error) => {
-                // Who knows what is in the file now: it is read anew.
-                *seen = Seen::default();
-                Err(error)
-            }
-        }
+        self.hold()?.record(lines)
     }
 
     fn failed(&self, action: &str, error: &io::Error) -> Error {
         Error::io(action, &self.path, error)
     }
 
-    fn lock(&self) -> Result<File> {
+    fn lock(&self, pulse: &Pulse) -> Result<File> {
         let opened = open_or_create(&self.lock_path, self.mode).map(|(lock, _)| lock);
         let lock = opened.map_err(|error| {
             Error::io("open lock file", &self.lock_path, &error)
@@ -189,7 +182,7 @@ impl Catalogue {
             match lock.try_lock() {
                 Ok(()) => return Ok(lock),
                 Err(TryLockError::Error(error)) => return Err(Error::io("lock file", &self.lock_path, &error)),
-                Err(TryLockError::WouldBlock) if self.pulse.is_stopped() || Instant::now() >= deadline => {
+                Err(TryLockError::WouldBlock) if pulse.is_stopped() || Instant::now() >= deadline => {
                     let path = self.lock_path.display();
                     return Err(Error::new(
                         Kind::Storage,
@@ -217,7 +210,9 @@ impl Catalogue {
     fn read_on(&self, file: &mut File, seen: &mut Seen) -> Result<bool> {
         let meta = file.metadata().map_err(|error| self.failed("stat file", &error))?;
         let identity = Some((meta.dev(), meta.ino()));
-        let is_known_file = seen.length == 0 && meta.len() == 0 || seen.file == identity && meta.len() >= seen.length;
+        let has_grown = seen.file == identity && meta.len() >= seen.length;
+        let is_known_file = seen.length == 0 && meta.len() == 0
+            || has_grown && self.line_before(file, seen.length, seen.last_line.len())? == seen.last_line;
         if !is_known_file {
             // The shortest line is some forty bytes: this much holds more lines than are remembered.
             *seen = Seen { length: meta.len().saturating_sub(MOST_RECENT as u64 * 96), ..Seen::default() };
@@ -230,7 +225,17 @@ impl Catalogue {
         seen.file = identity;
         // Not beyond the last whole line: another process may cut a torn one and append its own in its place.
         seen.length = end_of_last_line(file, meta.len()).map_err(|error| self.failed("read file", &error))?;
+        seen.last_line = self.line_before(file, seen.length, MOST_COMPARED)?;
         Ok(is_known_file)
+    }
+
+    /// The bytes before `end`, at most so many of them.
+    fn line_before(&self, file: &mut File, end: u64, most: usize) -> Result<Vec<u8>> {
+        let start = end.saturating_sub(most as u64);
+        let mut line = Vec::new();
+        let read = file.seek(SeekFrom::Start(start)).and_then(|_| (&*file).take(end - start).read_to_end(&mut line));
+        read.map_err(|error| self.failed("read file", &error))?;
+        Ok(line)
     }
 
     fn holds(&self, file: &mut File, name: &WalName) -> Result<bool> {
@@ -241,6 +246,19 @@ impl Catalogue {
         });
         searched.map_err(|error| self.failed("read file", &error))?;
         Ok(found)
+    }
+
+    /// Hands on every line, a torn last one too.
+    fn each_line(&self, file: &mut File, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let failed = |error: io::Error| self.failed("read file", &error);
+        file.seek(SeekFrom::Start(0)).map_err(failed)?;
+        let mut lines = BufReader::with_capacity(64 << 10, &*file);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line).map_err(failed)? > 0 {
+            each(&line)?;
+            line.clear();
+        }
+        Ok(())
     }
 
     /// Writes `text` at `end`, behind the last whole line, durably; answers the new end. A torn line there is cut.
@@ -260,6 +278,125 @@ impl Catalogue {
         }
         durable.map(|()| end + text.len() as u64)
     }
+}
+
+/// The catalogue while nobody else writes to it or to the sums: archiving and Barman wait for whoever has this.
+pub struct Held<'a> {
+    catalogue: &'a Catalogue,
+    seen: MutexGuard<'a, Seen>,
+    _lock: File,
+}
+
+/// What [`Held::retain`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Retained {
+    /// How many lines went.
+    pub removed: u64,
+    /// How many lines are none of Barman's: they stay as they are.
+    pub broken: u64,
+    /// The first of those: its number, from 1, and its text.
+    pub first_broken: Option<(u64, String)>,
+}
+
+impl Held<'_> {
+    /// Sees to it that each of these files has its one line, durably.
+    pub fn record(&mut self, lines: &[NewLine]) -> Result<()> {
+        let (catalogue, seen) = (self.catalogue, &mut *self.seen);
+        let mut file = catalogue.open()?;
+        let is_known_file = catalogue.read_on(&mut file, seen)?;
+        let (mut text, mut names) = (String::new(), Vec::new());
+        for line in lines {
+            let name = line.entry.name;
+            let may_be_older = !line.created || !is_known_file;
+            let is_there = names.contains(&name) || seen.recent.contains(&name);
+            if is_there || may_be_older && catalogue.holds(&mut file, &name)? {
+                continue;
+            }
+            text.push_str(&line.entry.line());
+            names.push(name);
+        }
+        match catalogue.append(&mut file, &text, seen.length) {
+            Ok(length) => {
+                seen.length = length;
+                seen.last_line.extend_from_slice(text.as_bytes());
+                let surplus = seen.last_line.len().saturating_sub(MOST_COMPARED);
+                seen.last_line.drain(..surplus);
+                names.into_iter().for_each(|name| seen.add(name));
+                Ok(())
+            }
+            Err(error) => {
+                // Who knows what is in the file now: it is read anew.
+                *seen = Seen::default();
+                Err(error)
+            }
+        }
+    }
+
+    /// Leaves out the lines of files that `stays` does not want, all in one step: whoever reads sees the old catalogue or
+    /// the new. Lines that are none of Barman's, and a torn end, stay as they are. The new file is made in `staging`.
+    ///
+    /// Where there is no catalogue, or nothing to leave out, nothing is written.
+    pub fn retain(&mut self, staging: &Path, mut stays: impl FnMut(&WalName) -> Result<bool>) -> Result<Retained> {
+        let catalogue = self.catalogue;
+        let Some(mut file) = self.open_existing()? else { return Ok(Retained::default()) };
+        let (mut retained, mut left_out, mut number) = (Retained::default(), HashSet::new(), 0);
+        catalogue.each_line(&mut file, |line| {
+            number += 1;
+            match entry_name(line) {
+                Some(name) if stays(&name)? => {}
+                Some(name) => {
+                    retained.removed += 1;
+                    left_out.insert(name);
+                }
+                // What a crash tore: the next line that is appended takes its place.
+                None if !line.ends_with(b"\n") => {}
+                None => {
+                    retained.broken += 1;
+                    retained.first_broken.get_or_insert_with(|| (number, shown(line)));
+                }
+            }
+            Ok(())
+        })?;
+        if left_out.is_empty() {
+            return Ok(retained);
+        }
+        let mut failure = None;
+        let rewritten = durable::rewrite_file(&catalogue.path, staging, |out| {
+            let mut out = io::BufWriter::with_capacity(64 << 10, out);
+            let written = catalogue.each_line(&mut file, |line| match entry_name(line) {
+                Some(name) if left_out.contains(&name) => Ok(()),
+                _ => out.write_all(line).map_err(|error| catalogue.failed("rewrite file", &error)),
+            });
+            failure = written.err();
+            if failure.is_some() { Err(io::Error::other("could not be copied")) } else { out.flush() }
+        });
+        *self.seen = Seen::default();
+        match failure {
+            Some(error) => Err(error),
+            None => rewritten.map(|()| retained),
+        }
+    }
+
+    fn open_existing(&self) -> Result<Option<File>> {
+        match File::open(&self.catalogue.path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.catalogue.failed("open file", &error)),
+        }
+    }
+}
+
+/// The name in a whole line of Barman's, which has three fields, in newer versions four or five.
+fn entry_name(line: &[u8]) -> Option<WalName> {
+    let text = std::str::from_utf8(line.strip_suffix(b"\n")?).ok()?;
+    let fields: Vec<&str> = text.split_whitespace().take(6).collect();
+    let name = WalName::parse(fields.first()?).ok().filter(|name| name.to_string() == fields[0])?;
+    (3..=5).contains(&fields.len()).then_some(name)
+}
+
+/// A broken line as it is told to people.
+fn shown(line: &[u8]) -> String {
+    String::from_utf8_lossy(line).trim_end().chars().take(80).flat_map(char::escape_debug).collect()
 }
 
 /// Opens a file for reading and writing, creating it with that mode, whatever the umask; answers whether it is new.
@@ -457,10 +594,78 @@ mod tests {
     }
 
     #[test]
+    fn a_catalogue_rewritten_in_place_and_grown_again_is_read_anew() {
+        let fixture = Fixture::new();
+        let (ours, theirs) = (fixture.open(), fixture.open());
+        ours.record(&[line(1, true), line(2, true)]).unwrap();
+        let text = fs::read_to_string(fixture.path()).unwrap();
+        // As Barman deletes: the same file, without its first line …
+        fs::write(fixture.path(), text.split_once('\n').unwrap().1).unwrap();
+        // … and then as long as before, or longer.
+        theirs.record(&[line(3, true), line(4, true)]).unwrap();
+        ours.record(&[line(1, false), line(4, false), line(5, true)]).unwrap();
+        let mut names = fixture.names();
+        names.sort();
+        assert_eq!(names, (1..=5).map(|number| line(number, true).entry.name.to_string()).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn lines_left_out_are_gone_and_all_others_stay_as_they_were() {
+        let fixture = Fixture::new();
+        let staging = fixture.directory.path().join("staging");
+        fs::create_dir(&staging).unwrap();
+        let catalogue = fixture.open();
+        let retain = |names: &[u32]| {
+            let names: Vec<WalName> = names.iter().map(|&number| line(number, true).entry.name).collect();
+            catalogue.hold().unwrap().retain(&staging, |name| Ok(!names.contains(name)))
+        };
+        assert_eq!(retain(&[1]).unwrap(), Retained::default(), "there is no catalogue");
+        assert!(!fixture.path().exists());
+        let [one, two, three, four] = [1, 2, 3, 4].map(|number| line(number, true).entry.name);
+        let kept = format!(
+            "{two}\t3089819\t1615159937.0\n\njunk\n{one}\t5\n{two}\t1\t2\t3\t4\t5\n00000002.history\t41\t1.5\tNone\tNone\n\
+             {three}  77 1615159937.5\tgzip\n{four}\t1"
+        );
+        // Of three, four and five fields, and one file twice.
+        let gone = format!("{one}\t1\t2.0\n{one}\t1\t2.0\tgzip\n{one}\t1\t2.0\tgzip\tgpg\n");
+        fs::write(fixture.path(), format!("{gone}{kept}")).unwrap();
+        let retained = retain(&[1]).unwrap();
+        assert_eq!((retained.removed, retained.broken), (3, 4));
+        assert_eq!(retained.first_broken, Some((5, String::new())));
+        assert_eq!(fs::read_to_string(fixture.path()).unwrap(), kept);
+        let before = fs::metadata(fixture.path()).unwrap().ino();
+        assert_eq!(retain(&[1, 4]).unwrap().removed, 0);
+        assert_eq!(fs::metadata(fixture.path()).unwrap().ino(), before, "nothing to leave out, nothing written");
+        assert_eq!(fs::read_dir(&staging).unwrap().count(), 0);
+        let failed = catalogue.hold().unwrap().retain(&staging, |_| Err(Error::new(Kind::Storage, "x", "unreadable")));
+        assert_eq!(failed.unwrap_err().message(), "unreadable");
+        assert_eq!(fs::read_to_string(fixture.path()).unwrap(), kept);
+    }
+
+    #[test]
+    fn archiving_goes_on_after_another_process_left_lines_out() {
+        let fixture = Fixture::new();
+        let (archiver, deletion) = (fixture.open(), fixture.open());
+        archiver.record(&[line(1, true), line(2, true), line(3, true)]).unwrap();
+        let staging = fixture.directory.path().to_path_buf();
+        for round in 0..3 {
+            // Each rewrite may get the number of the file before the last one.
+            let gone = line(1 + round, true).entry.name;
+            deletion.hold().unwrap().retain(&staging, |name| Ok(*name != gone)).unwrap();
+            archiver.record(&[line(4 + round, true), line(3 + round, false)]).unwrap();
+            assert_eq!(fixture.names().len(), 3);
+        }
+        // What was left out is recorded anew when it is archived again.
+        archiver.record(&[line(1, false)]).unwrap();
+        let expected = [4, 5, 6, 1].map(|number| line(number, true).entry.name.to_string());
+        assert_eq!(fixture.names(), expected);
+    }
+
+    #[test]
     fn a_held_lock_is_waited_for_and_a_stop_ends_the_wait() {
         let fixture = Fixture::new();
         let catalogue = fixture.open();
-        let held = catalogue.lock().unwrap();
+        let held = catalogue.lock(&fixture.pulse).unwrap();
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| catalogue.record(&[line(1, true)]));
             fixture.pulse.stop();

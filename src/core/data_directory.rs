@@ -104,6 +104,12 @@ pub fn writer(files: &[WalFile]) -> Result<Cluster> {
     Ok(Cluster { system_identifier, major, segment_size, hash_key: None })
 }
 
+/// The size of that cluster's WAL segments, as the first says that is found in its `pg_wal`; nothing where none does.
+pub fn segment_size(data_directory: &Path, system_identifier: u64) -> Option<SegmentSize> {
+    let is_ours = |header: &LongPageHeader| header.system_identifier == system_identifier;
+    header_in(&data_directory.join("pg_wal"), is_ours).map(|header| header.segment_size)
+}
+
 fn major(data_directory: &Path) -> Result<u32> {
     let path = data_directory.join("PG_VERSION");
     let text = fs::read_to_string(&path).map_err(|error| Error::io("read file", &path, &error))?;
@@ -174,6 +180,10 @@ mod tests {
         let expected = Cluster { system_identifier: 7, major: 16, segment_size, hash_key: None };
         let (found, marker) = cluster(directory.path(), &[]).unwrap().unwrap();
         assert_eq!(found, expected);
+        assert_eq!(
+            (super::segment_size(directory.path(), 7), super::segment_size(directory.path(), 9)),
+            (Some(segment_size), None)
+        );
         assert!(marker.path().is_absolute() && marker.path().ends_with("archiver.established"), "{marker:?}");
         fs::remove_file(directory.path().join("pg_wal").join(NAME)).unwrap();
         assert_eq!(cluster(directory.path(), &[]).unwrap().unwrap().0.segment_size, SegmentSize::DEFAULT);

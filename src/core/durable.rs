@@ -1,7 +1,7 @@
 //! Files that survive: staged under a name of ours, made durable, then published under their own.
 //!
 //! The only room that calls fsync, link and rename. Nothing here overwrites: [`StagedFile::publish`] fails where
-//! a file stands, and only [`StagedFile::replace`], for files of our own that have one writer, puts a new one there.
+//! a file stands, and only [`StagedFile::replace`], for files that have one writer at a time, puts a new one there.
 
 use crate::error::{Error, Result};
 use crate::mode::Mode;
@@ -9,9 +9,10 @@ use crate::owner::Owner;
 use crate::pulse::Pulse;
 use crate::stamp::Stamp;
 use crate::sys;
+use nix::unistd::geteuid;
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -125,6 +126,22 @@ impl<'a> StagedFile<'a> {
         self.file.sync_all().map_err(|error| self.failed("fsync", &error))
     }
 
+    /// Gives it owner, group and access rights of another file, whose other users must be able to use this one, too.
+    pub fn take_rights_of(&self, other: &fs::Metadata) -> Result<()> {
+        let ours = self.file.metadata().map_err(|error| self.failed("stat", &error))?;
+        let differing = |theirs: u32, ours: u32| (theirs != ours).then_some(theirs);
+        let (owner, group) = (differing(other.uid(), ours.uid()), differing(other.gid(), ours.gid()));
+        if owner.is_some() && geteuid().is_root() || group.is_some() {
+            // Only root gives files away; for whoever else may write to that one, its group's rights do.
+            let owner = owner.filter(|_| geteuid().is_root());
+            fchown(&self.file, owner, group).map_err(|error| self.failed("change owner of", &error))?;
+        }
+        // After the owner: a change of that takes bits away.
+        self.file
+            .set_permissions(Permissions::from_mode(other.mode() & 0o7777))
+            .map_err(|error| self.failed("set permissions of", &error))
+    }
+
     /// Gives the file the name `target` on the same file system, never replacing what stands there.
     /// The entry is durable once its directory is synced.
     pub fn publish(&mut self, target: &Path) -> Result<Published> {
@@ -210,6 +227,32 @@ pub fn replace_file(path: &Path, content: &[u8], is_durable: bool) -> Result<()>
     }
     staged.replace(path)?;
     if is_durable { sync_directory(directory) } else { Ok(()) }
+}
+
+/// Puts another content, which `write` writes, at `path`, where a file stands that several users write under one lock, which
+/// the caller holds: readers see the old content or the new, never a part, also after the loss of power. Owner, group and
+/// access rights stay. The new file is made in `staging`, on the same file system.
+pub fn rewrite_file(path: &Path, staging: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let rights = fs::metadata(path).map_err(|error| Error::io("stat file", path, &error))?;
+    let pulse = Pulse::new();
+    let mut staged = StagedFile::create(staging, "", Mode::PRIVATE, &pulse)?;
+    write(&mut staged).map_err(|error| staged.failed("write", &error))?;
+    staged.take_rights_of(&rights)?;
+    staged.sync(None)?;
+    staged.replace(path)?;
+    sync_directory(directory_of(path))
+}
+
+/// Removes a directory if it is empty; answers whether it was there and is gone. Its entry in the parent is not durably
+/// gone until that is synced.
+pub fn remove_empty_directory(path: &Path) -> Result<bool> {
+    match fs::remove_dir(path) {
+        Ok(()) => Ok(true),
+        // A link to a directory is somebody's arrangement.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST | libc::ENOTDIR)) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("remove directory", path, &error)),
+    }
 }
 
 /// Removes temporary files in `directory` whose name starts with `prefix` and whose maker is gone; answers how many.
@@ -322,6 +365,39 @@ mod tests {
         assert!(!directory.path().join(dead).exists());
         assert_eq!(names(directory.path()).len(), 3);
         assert_eq!(sweep_leftovers(&directory.path().join("missing"), "").unwrap(), 0);
+    }
+
+    #[test]
+    fn a_rewritten_file_keeps_its_rights_and_leaves_nothing_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let [staging, wals] = ["staging", "wals"].map(|name| directory.path().join(name));
+        [&staging, &wals].iter().for_each(|path| fs::create_dir(path).unwrap());
+        let path = wals.join("main-xlog.db");
+        fs::write(&path, "older").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o660)).unwrap();
+        let before = fs::metadata(&path).unwrap();
+        rewrite_file(&path, &staging, |out| out.write_all(b"newer")).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "newer");
+        let after = fs::metadata(&path).unwrap();
+        assert_eq!((after.mode(), after.uid(), after.gid()), (before.mode(), before.uid(), before.gid()));
+        let failed = rewrite_file(&path, &staging, |_| Err(io::Error::other("torn"))).unwrap_err();
+        assert!(failed.message().contains("torn"), "{failed}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "newer");
+        assert!(names(&staging).is_empty() && names(&wals).len() == 1);
+    }
+
+    #[test]
+    fn a_directory_goes_only_where_it_is_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("folder");
+        assert!(!remove_empty_directory(&path).unwrap());
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("file"), "x").unwrap();
+        assert!(!remove_empty_directory(&path).unwrap());
+        assert!(!remove_empty_directory(&path.join("file")).unwrap());
+        fs::remove_file(path.join("file")).unwrap();
+        assert!(remove_empty_directory(&path).unwrap());
+        assert!(names(directory.path()).is_empty());
     }
 
     #[test]

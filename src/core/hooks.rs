@@ -8,7 +8,7 @@
 
 use crate::catalogue::python_float;
 use crate::codec::Compression;
-use crate::config::{Config, Hook, HookScripts};
+use crate::config::{Destination, Hook, HookScripts};
 use crate::error::{Error, Kind, Result};
 use crate::layout::Format;
 use crate::process::{self, Cut, Exit, Limit, Outcome};
@@ -90,12 +90,12 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// The hooks that `config` sets. They beat `pulse`; nobody listens to them yet.
-    pub fn new(config: &Config, pulse: Arc<Pulse>) -> Self {
+    /// The hooks around what is done with that archive. They beat `pulse`; nobody listens to them yet.
+    pub fn new(scripts: &HookScripts, destination: &Destination, pulse: Arc<Pulse>) -> Self {
         Hooks {
-            scripts: config.hooks.clone(),
-            server_name: config.destination.server_name.to_string(),
-            storage: config.destination.storage.to_string(),
+            scripts: scripts.clone(),
+            server_name: destination.server_name.to_string(),
+            storage: destination.storage.to_string(),
             configuration_file: String::new(),
             say: Arc::new(drop),
             pulse,
@@ -135,35 +135,39 @@ impl Hooks {
         work: impl FnOnce() -> Result<T>,
         after: impl FnOnce(Option<&T>) -> About,
     ) -> Result<T> {
-        let hooks = occasion.hooks();
-        let run = |hook: Hook, about: &About, end: &End| match self.scripts.text(hook) {
-            Some(text) => self.run(hook, text, about, end),
-            None => Ok(()),
-        };
-        let not_yet = End { error: String::new(), duration: None };
-        let (mut done, mut took) = (Ok(()), None);
-        for hook in hooks.into_iter().filter(|hook| hook.is_before()) {
-            done = done.and_then(|()| run(hook, before, &not_yet));
-        }
-        let done = done.and_then(|()| {
+        let mut duration = None;
+        let done = self.before(occasion, before).and_then(|()| {
             let began = Instant::now();
             let worked = work();
-            took = Some(began.elapsed());
+            duration = Some(began.elapsed());
             worked
         });
-        let about = match &done {
-            Ok(done) => after(Some(done)),
-            Err(_) => About { result: "failed", ..after(None) },
-        };
-        let end = End { error: done.as_ref().err().map(Error::to_string).unwrap_or_default(), duration: took };
-        for hook in hooks.into_iter().filter(|hook| !hook.is_before()) {
-            if let Err(error) = run(hook, &about, &end)
+        let end = End { error: done.as_ref().err().map(Error::to_string), duration };
+        self.after(occasion, after(done.as_ref().ok()), &end);
+        done
+    }
+
+    /// Runs the hooks before something. Fails where a retry hook says so, or does not succeed in time.
+    pub fn before(&self, occasion: Occasion, about: &About) -> Result<()> {
+        let not_yet = End { error: None, duration: None };
+        let mut hooks = occasion.hooks().into_iter().filter(|hook| hook.is_before());
+        hooks.try_for_each(|hook| self.run_if_set(hook, about, &not_yet))
+    }
+
+    /// Runs the hooks behind something that ended so. What comes of them changes nothing but the notes.
+    pub fn after(&self, occasion: Occasion, about: About, end: &End) {
+        let about = if end.error.is_some() { About { result: "failed", ..about } } else { about };
+        for hook in occasion.hooks().into_iter().filter(|hook| !hook.is_before()) {
+            if let Err(error) = self.run_if_set(hook, &about, end)
                 && error.kind() != Kind::Interrupted
             {
                 self.note(true, format!("{}: {error}; it changes nothing", title(hook, &about.name)));
             }
         }
-        done
+    }
+
+    fn run_if_set(&self, hook: Hook, about: &About, end: &End) -> Result<()> {
+        self.scripts.text(hook).map_or(Ok(()), |text| self.run(hook, text, about, end))
     }
 
     fn note(&self, is_trouble: bool, message: String) {
@@ -252,7 +256,7 @@ impl Hooks {
             ("BARMAN_SIZE", about.size.to_string()),
             ("BARMAN_TIMESTAMP", python_float(about.modified)),
             ("BARMAN_COMPRESSION", compression.to_string()),
-            ("BARMAN_ERROR", end.error.clone()),
+            ("BARMAN_ERROR", end.error.clone().unwrap_or_default()),
             ("ARCHIVER_HOOK_NAME", hook.name().to_string()),
             ("ARCHIVER_HOOK_STORAGE", self.storage.clone()),
             ("ARCHIVER_HOOK_LOCATION", about.location.clone()),
@@ -266,10 +270,12 @@ impl Hooks {
     }
 }
 
-/// How the work ended that hooks run around.
-struct End {
-    error: String,
-    duration: Option<Duration>,
+/// How that ended which hooks run around.
+pub struct End {
+    /// What went wrong, if something did.
+    pub error: Option<String>,
+    /// How long it took, if it was begun.
+    pub duration: Option<Duration>,
 }
 
 /// Barman's pauses between the attempts at a retry hook, after so many failures: three seconds five times, then a minute,

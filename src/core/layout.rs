@@ -2,7 +2,7 @@
 
 use crate::codec::Compression;
 use crate::crypt::Encryption;
-use crate::wal::WalName;
+use crate::wal::{Timeline, WalName};
 use std::fmt;
 
 /// The name of a cluster below a URL: `[A-Za-z0-9._-]{1,63}`, not starting with a dot.
@@ -132,6 +132,16 @@ impl Layout {
     /// The lock of Barman's catalogue, beside the cluster's folder.
     pub fn catalogue_lock_key(&self) -> String {
         format!(".{}-xlogdb.lock", self.server_name)
+    }
+
+    /// A key behind which all files of that timeline lie, its history first.
+    pub fn begin_of_timeline(&self, timeline: Timeline) -> String {
+        format!("{}/wals/{:08X}", self.server_name, timeline.0)
+    }
+
+    /// The folder of our sums.
+    pub fn sums_folder(&self) -> String {
+        format!("{}/sums", self.server_name)
     }
 
     /// Our sums of the files of one hash directory; the history files, which have none, share `history`.

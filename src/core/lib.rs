@@ -10,8 +10,8 @@
 //!         place              a store with its layout and its records (catalogue, sums)
 //!      /     |      \
 //! archive  restore  listing  check   the only rooms that join the pieces
-//!    |
-//! incoming                   archiving from outside the server
+//!    |                 |
+//! incoming          deletion          archiving from outside the server; what is not needed any more
 //! ```
 //! `process` runs programs of others; on it stand `hooks`, around a file, and `filter`, between two streams.
 //! `queue`, `state` and `set_aside` tell what waits, how the archiver process stands, and what was set aside.
@@ -26,6 +26,7 @@ pub mod codec;
 pub mod config;
 pub mod crypt;
 pub mod data_directory;
+pub mod deletion;
 pub mod durable;
 pub mod error;
 pub mod filter;

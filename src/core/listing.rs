@@ -106,10 +106,7 @@ impl Range {
             return None;
         }
         // Of what is left only the histories of later timelines can be in the range.
-        let next = Timeline(last.timeline().0.checked_add(1)?);
-        let mut key = layout.wal_key(&WalName::History(next), Compression::None);
-        key.truncate(key.rfind('.')?);
-        Some(key)
+        Some(layout.begin_of_timeline(Timeline(last.timeline().0.checked_add(1)?)))
     }
 }
 
@@ -133,11 +130,16 @@ impl PageSums {
 }
 
 /// What the catalogue says of the compression of all files.
-type Recorded = HashMap<WalName, Compression>;
+pub(crate) type Recorded = HashMap<WalName, Compression>;
 
 /// The format of a stored file, by its first bytes; nothing where it is gone. What lies below an encryption they do not
 /// tell: then by the catalogue, read at most once.
-fn stored_format(place: &Place, name: &WalName, key: &str, recorded: &mut Option<Recorded>) -> Result<Option<Format>> {
+pub(crate) fn stored_format(
+    place: &Place,
+    name: &WalName,
+    key: &str,
+    recorded: &mut Option<Recorded>,
+) -> Result<Option<Format>> {
     let Some(object) = place.store.get(key)? else { return Ok(None) };
     let mut head = Vec::new();
     // As much as tells plain WAL from what a filter of the user's made.

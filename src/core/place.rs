@@ -16,8 +16,11 @@ use crate::store::s3::{Patience, S3Store};
 use crate::store::{Listed, LocalStore, Meta, Object, Store};
 use crate::sums::{self, Sum};
 use crate::wal::WalName;
+use nix::unistd::geteuid;
 use std::collections::HashMap;
+use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,6 +119,11 @@ impl Records {
     pub fn staging(&self) -> &PathBuf {
         &self.staging
     }
+
+    /// The same, made where only Barman has written here before.
+    pub fn make_staging(&self) -> Result<&PathBuf> {
+        durable::create_directory(&self.staging, self.mode).map(|()| &self.staging)
+    }
 }
 
 impl Place {
@@ -199,6 +207,21 @@ impl Place {
         let folder = self.layout.server_folder();
         let real = self.records.as_ref().and_then(|records| records.root.canonicalize().ok());
         real.map_or_else(|| self.store.lasting_location(&folder), |root| root.join(&folder).display().to_string())
+    }
+
+    /// Fails where root would write into another user's archive: what it makes there would be out of that user's reach.
+    pub fn refuse_root_in_anothers(&self) -> Result<()> {
+        let Some(records) = self.records.as_ref().filter(|_| geteuid().is_root()) else { return Ok(()) };
+        let folders = [records.root.join(self.layout.server_folder()), records.root.clone()];
+        match folders.iter().find_map(|folder| fs::metadata(folder).ok()).map(|meta| meta.uid()) {
+            Some(owner) if owner != 0 => {
+                let location = self.location();
+                let message =
+                    format!("the archive at \"{location}\" belongs to the operating system user with ID {owner}");
+                Err(Error::new(Kind::Configuration, location, message).hint("Run this as that user, not as root."))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Where a WAL file would lie in its likely format, for people.

@@ -1,9 +1,12 @@
 //! Files set aside: what could not be archived from an incoming directory and was moved out of the way, under Barman's
 //! names `<name>.<UTC time>.<reason>`.
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::place::Place;
 use std::collections::BTreeMap;
+use std::time::SystemTime;
+use time::PrimitiveDateTime;
+use time::macros::format_description;
 
 /// A file in the archive's folder of errors.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +22,13 @@ pub struct SetAside {
 }
 
 impl SetAside {
+    /// When it was set aside, where its name tells.
+    pub fn set_aside_at(&self) -> Option<SystemTime> {
+        let format = format_description!("[year][month][day]T[hour][minute][second]");
+        let time = PrimitiveDateTime::parse(self.since.get(..15)?, format).ok()?;
+        Some(SystemTime::from(time.assume_utc()))
+    }
+
     /// What a file's name tells. Barman's is read from its end, since the name in front may hold dots.
     fn of_file_name(file_name: &str, location: String) -> Self {
         let mut parts = file_name.rsplitn(3, '.');
@@ -57,6 +67,8 @@ fn is_date(year: u32, month: u32, day: u32) -> bool {
 
 /// At most this many are told.
 const MOST: usize = 10_000;
+/// At most this many in one message.
+const MOST_NAMED: usize = 10;
 
 /// The files set aside in an archive, in order of their names; of very many the first ten thousand.
 pub fn list(place: &Place) -> Result<Vec<SetAside>> {
@@ -66,6 +78,32 @@ pub fn list(place: &Place) -> Result<Vec<SetAside>> {
         SetAside::of_file_name(file_name, place.store.location(key))
     };
     Ok(page.iter().map(|listed| of_key(&listed.key)).collect())
+}
+
+/// Removes one file that was set aside, by its exact name: the last part of its location. Answers where it lay.
+pub fn clear(place: &Place, file_name: &str) -> Result<String> {
+    let location = place.store.location(&place.layout.errors_folder());
+    let absent = || {
+        let message = format!("no file named \"{file_name}\" was set aside in \"{location}\"");
+        Error::new(Kind::NotFound, file_name, message)
+    };
+    if file_name.is_empty() || file_name.contains(['/', '\0']) || matches!(file_name, "." | "..") {
+        return Err(absent().hint("Give the name of the file itself, without its directory."));
+    }
+    let key = format!("{}/{file_name}", place.layout.errors_folder());
+    if place.store.head(&key)?.is_some() && place.store.delete(&key)? {
+        return Ok(place.store.location(&key));
+    }
+    // The name that a file had is not the one it has now, and several may have had it.
+    let same: Vec<String> =
+        list(place)?.into_iter().filter(|file| file.name == file_name).map(|it| it.location).collect();
+    let names: Vec<&str> = same.iter().take(MOST_NAMED).filter_map(|location| location.rsplit('/').next()).collect();
+    Err(match names[..] {
+        [] => absent().hint(
+            "Files that archiving refused lie in pg_wal, where they stay: they are settled by removing the cause.",
+        ),
+        _ => absent().hint(format!("Set aside under that name was: {}. Name one of these.", names.join(", "))),
+    })
 }
 
 /// How many for which reason, in Barman's words: `duplicates: 2, unknown: 1`; nothing where there are none.
@@ -97,6 +135,9 @@ mod tests {
         let partial = of("000000010000000000000005.partial.20261121T101752Z.duplicate");
         assert_eq!(partial.name, "000000010000000000000005.partial");
         assert_eq!((partial.since.as_str(), partial.reason.as_str()), ("20261121T101752Z", "duplicate"));
+        let since_epoch = partial.set_aside_at().unwrap().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(since_epoch.as_secs(), 1_795_256_272);
+        assert_eq!(of("notes.txt").set_aside_at(), None);
         assert_eq!(of("notes.txt.20261121T101752Z.unknown").name, "notes.txt");
         for junk in [
             "",

@@ -112,6 +112,49 @@ fn read(path: &Path) -> Result<String> {
     }
 }
 
+/// Leaves out every line of the sums file at `path` whose first field is the name of a file that `stays` does not want,
+/// all in one step; answers whether a line went. Other lines stay as they are, also those that nobody can read. The file
+/// itself goes where no line of a file is left and `is_needed` is not set; else the new one is made in `staging`.
+///
+/// Nobody may append to it meanwhile: the catalogue is held.
+pub fn retain(
+    path: &Path,
+    staging: &Path,
+    is_needed: bool,
+    mut stays: impl FnMut(&WalName) -> Result<bool>,
+) -> Result<bool> {
+    let failed = |action: &str, error: &io::Error| Error::io(action, path, error);
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(failed("read file", &error)),
+    };
+    let (mut kept, mut names, mut has_changed) = (Vec::with_capacity(text.len()), 0_u64, false);
+    for line in text.split_inclusive(|&byte| byte == b'\n') {
+        match name_of(line) {
+            Some(name) if !stays(&name)? => has_changed = true,
+            name => {
+                names += u64::from(name.is_some());
+                kept.extend_from_slice(line);
+            }
+        }
+    }
+    if names == 0 && !is_needed {
+        fs::remove_file(path).map_err(|error| failed("remove file", &error))?;
+        return durable::sync_directory(durable::directory_of(path)).map(|()| has_changed);
+    }
+    if has_changed {
+        durable::rewrite_file(path, staging, |out| out.write_all(&kept))?;
+    }
+    Ok(has_changed)
+}
+
+/// The name in front of a line.
+fn name_of(line: &[u8]) -> Option<WalName> {
+    let first = line.split(|&byte| byte == b' ' || byte == b'\n').next()?;
+    WalName::parse(std::str::from_utf8(first).ok()?).ok()
+}
+
 fn parse_line(line: &str, name: &str) -> Option<Sum> {
     let mut fields = line.strip_prefix(name)?.strip_prefix(' ')?.split(' ');
     let noted = Noted { size: fields.next()?.parse().ok()?, hash: NotedHash::parse(fields.next()?)? };
@@ -166,5 +209,36 @@ mod tests {
         assert_eq!(find_announced(&path, &name, &other).unwrap(), None);
         append(&path, &name, &sum, Mode::PRIVATE).unwrap();
         assert_eq!(find(&path, &name).unwrap(), Some(sum));
+    }
+
+    #[test]
+    fn lines_of_other_files_stay_as_they_are_also_longer_and_torn_ones() {
+        let directory = tempfile::tempdir().unwrap();
+        let staging = directory.path().join("staging");
+        fs::create_dir(&staging).unwrap();
+        let path = directory.path().join("0000000100000000");
+        let [one, two, three] = [1, 2, 3].map(|number| format!("00000001000000000000000{number}"));
+        let named = WalName::parse(&one).unwrap();
+        let without_one = |is_needed| retain(&path, &staging, is_needed, |name| Ok(*name != named));
+        assert!(!without_one(false).unwrap(), "there is no such file");
+
+        let kept = format!("{two} 1 blake3:00 1 more\n{one}.partial 1 x\n0000000100\n\u{FFFD}\n{three} 1 x");
+        fs::write(&path, format!("{one} 1 x 2\n{one} 3 x 2 more and more\n{kept}\n{one} 3")).unwrap();
+        assert!(without_one(true).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{kept}\n"));
+        assert!(!without_one(false).unwrap());
+
+        fs::write(&path, format!("{one} 1 x 2\n{kept}")).unwrap();
+        let failed = retain(&path, &staging, true, |_| Err(Error::new(crate::Kind::Storage, "x", "unreadable")));
+        assert_eq!(failed.unwrap_err().message(), "unreadable");
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{one} 1 x 2\n{kept}"));
+
+        // The directory of its files is gone: so is it, and what nobody can read in it.
+        fs::write(&path, format!("{one} 1 x 2\n000000\n")).unwrap();
+        assert!(without_one(true).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "000000\n");
+        assert!(!without_one(false).unwrap());
+        assert!(!path.exists());
+        assert_eq!(fs::read_dir(&staging).unwrap().count(), 0);
     }
 }

@@ -69,12 +69,20 @@ impl Drop for Permit {
     }
 }
 
-/// Tells work that nobody waits for any more to end; also where the wait ends by raising.
-struct Waiting(Arc<Pulse>);
+/// Tells work that nobody waits for any more to end, and gives it some time for that; also where the wait ends by raising.
+struct Waiting<T> {
+    pulse: Arc<Pulse>,
+    receiver: mpsc::Receiver<T>,
+    end: Duration,
+}
 
-impl Drop for Waiting {
+impl<T> Drop for Waiting<T> {
     fn drop(&mut self) {
-        self.0.stop();
+        self.pulse.stop();
+        if !self.end.is_zero() {
+            // What it answers is of no use any more, nor is that it ended without an answer.
+            let _ = self.receiver.recv_timeout(self.end);
+        }
     }
 }
 
@@ -82,13 +90,39 @@ impl Drop for Waiting {
 /// statement_timeout or a termination ends the wait by raising. Work that beats the pulse then ends by itself; a thread
 /// that hangs in the kernel is left behind and touches nothing of PostgreSQL's.
 pub fn run<T: Send + 'static>(patience: Duration, work: impl FnOnce(&Arc<Pulse>) -> T + Send + 'static) -> Result<T> {
+    run_within(Patience { quiet: patience, all: patience, end: Duration::ZERO }, work)
+}
+
+/// The same for work that changes things and may take long: it may go `patience` without a beat of the pulse. A cancel or a
+/// statement_timeout gives it half a second to come to an end of its own before it is raised; a termination does not.
+pub fn run_to_an_end<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce(&Arc<Pulse>) -> T + Send + 'static,
+) -> Result<T> {
+    run_within(Patience { quiet: patience, all: Duration::MAX, end: Duration::from_millis(500) }, work)
+}
+
+/// How long work is waited for.
+struct Patience {
+    /// Without a beat.
+    quiet: Duration,
+    /// In all.
+    all: Duration,
+    /// Once it was told to stop.
+    end: Duration,
+}
+
+fn run_within<T: Send + 'static>(
+    patience: Patience,
+    work: impl FnOnce(&Arc<Pulse>) -> T + Send + 'static,
+) -> Result<T> {
     let Some(permit) = Permit::take() else {
         return Err(Error::new(Kind::Storage, "storage", "earlier calls of this session still hang in the storage"));
     };
     let (wake_up, waker) = wake_up_pair()?;
     let (sender, receiver) = mpsc::channel();
-    let waiting = Waiting(Arc::default());
-    let pulse = Arc::clone(&waiting.0);
+    let mut waiting = Waiting { pulse: Arc::default(), receiver, end: Duration::ZERO };
+    let pulse = Arc::clone(&waiting.pulse);
     let spawned = with_signals_blocked(|| {
         std::thread::Builder::new().name("archiver call".into()).spawn(move || {
             let result = work(&pulse);
@@ -101,11 +135,16 @@ pub fn run<T: Send + 'static>(patience: Duration, work: impl FnOnce(&Arc<Pulse>)
     spawned.map_err(|error| {
         Error::new(Kind::Internal, "thread", format!("could not start a thread: {}", plain_cause(&error)))
     })?;
-    let deadline = Instant::now() + patience;
+    waiting.end = patience.end;
+    let (began, mut beats, mut moved) = (Instant::now(), waiting.pulse.beats(), Instant::now());
     loop {
-        match receiver.try_recv() {
-            Ok(result) => return Ok(result),
+        match waiting.receiver.try_recv() {
+            Ok(result) => {
+                waiting.end = Duration::ZERO;
+                return Ok(result);
+            }
             Err(mpsc::TryRecvError::Disconnected) => {
+                waiting.end = Duration::ZERO;
                 return Err(Error::new(
                     Kind::Internal,
                     "thread",
@@ -114,9 +153,12 @@ pub fn run<T: Send + 'static>(patience: Duration, work: impl FnOnce(&Arc<Pulse>)
             }
             Err(mpsc::TryRecvError::Empty) => {}
         }
-        let left = deadline.saturating_duration_since(Instant::now());
+        if waiting.pulse.beats() != beats {
+            (beats, moved) = (waiting.pulse.beats(), Instant::now());
+        }
+        let left = patience.quiet.saturating_sub(moved.elapsed()).min(patience.all.saturating_sub(began.elapsed()));
         if left.is_zero() {
-            let seconds = patience.as_secs();
+            let seconds = patience.quiet.as_secs();
             return Err(Error::new(Kind::Storage, "storage", format!("the storage did not answer for {seconds} s")));
         }
         let woken = ffi::wait(wake_up.as_fd(), left);

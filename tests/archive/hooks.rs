@@ -378,7 +378,7 @@ fn a_directory_is_archived_with_the_same_hooks() {
 fn hooks_run_around_a_deletion_as_around_archiving() {
     let mut site = site_with_transcript(&[Hook::PreWalDelete, Hook::PostWalDeleteRetry, Hook::PostWalDelete]);
     set_hook(&mut site, Hook::PreWalDeleteRetry, "[ $BARMAN_SIZE = 7 ] || exit 63");
-    let hooks = Hooks::new(&site.config(), Arc::clone(&site.pulse));
+    let hooks = Hooks::new(&site.config().hooks, &site.config().destination, Arc::clone(&site.pulse));
     assert!(hooks.are_set_for(Occasion::WalDelete) && !hooks.are_set_for(Occasion::Archive));
     let about = |size| About {
         name: site.name(1),

@@ -1,5 +1,6 @@
 //! Archiving and restoring without a server: one file at a time, the pool of threads, the way back, and what lies there.
 
+mod deletion;
 mod duplicates;
 mod encryption;
 mod filters;

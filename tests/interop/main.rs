@@ -9,6 +9,8 @@ use archiver_core::archive::{StoredFile, WalFile};
 use archiver_core::codec::Compression;
 use archiver_core::config::Setting;
 use archiver_core::crypt::Encryption;
+use archiver_core::deletion::{self, Bound, Deletion, Keep};
+use archiver_core::pulse::Pulse;
 use archiver_core::restore::{Request, restore};
 use archiver_core::wal::{Kind, WalName};
 use archiver_tests::gpg::Gpg;
@@ -166,6 +168,42 @@ fn barman_reads_what_we_encrypt_to_an_rsa_key_and_we_what_barman_encrypts() {
         assert_eq!(Encryption::detect(&fs::read(site.stored(&name)).unwrap()), Encryption::OpenPgp);
         assert!(restored(&site, &name) == site.content(&name), "what Barman encrypted");
     }
+}
+
+#[test]
+fn barman_reads_on_and_writes_on_after_a_deletion() {
+    let site = Site::new();
+    let barman = Barman::of(&site).with_compression(Compression::Gzip);
+    let theirs: Vec<_> = [1, 2].map(|number| (site.name(number), site.content(&site.name(number)))).to_vec();
+    barman.archive(&theirs);
+    let archive = site.archive();
+    for number in 3..9 {
+        archive_file(&archive, &site.offer_segment(number)).unwrap();
+    }
+    let before = barman.read_catalogue();
+    let place = site.place();
+    let request = deletion::Request {
+        before: Bound::parse(&site.name(5).to_string()).unwrap(),
+        keeps: vec![Keep::parse(&format!("{0}..{0}", site.name(2))).unwrap()],
+        system_identifier: Some(site.cluster.system_identifier),
+        segment_size: None,
+    };
+    let mut gone = Vec::new();
+    let deletion = Deletion::plan(&place, &request).unwrap();
+    deletion.carry_out(&Pulse::new(), None, &mut |file, outcome| gone.push((file.name, outcome.is_ok()))).unwrap();
+    assert_eq!(gone, [1, 3, 4].map(|number| (site.name(number), true)));
+
+    let kept = |line: &&String| !gone.iter().any(|(name, _)| line.starts_with(&name.to_string()));
+    assert_eq!(barman.read_catalogue(), before.iter().filter(kept).cloned().collect::<Vec<_>>());
+    for number in [2, 5, 6, 7, 8] {
+        assert!(barman.get_wal(&site.name(number)) == site.content(&site.name(number)));
+    }
+    barman.archive(&[(site.name(9), site.content(&site.name(9)))]);
+    archive_file(&archive, &site.offer_segment(10)).unwrap();
+    let ours = barman.read_catalogue();
+    assert_eq!(ours.len(), 7);
+    barman.run(&["rebuild-xlogdb", "main"]);
+    assert_eq!(barman.read_catalogue(), ours, "made anew by Barman, it says the same");
 }
 
 #[test]

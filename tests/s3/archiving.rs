@@ -20,7 +20,7 @@ use tempfile::TempDir;
 const HISTORY: &[u8] = b"1\t0/300000\tno recovery target specified\n";
 
 /// A cluster whose archive is a place in that bucket.
-fn site_in(bucket: &Bucket, parameters: &str) -> (TempDir, Site) {
+pub fn site_in(bucket: &Bucket, parameters: &str) -> (TempDir, Site) {
     let (directory, url) = new_url(bucket, parameters);
     (directory, Site::new().with(Setting::Storage, &url))
 }

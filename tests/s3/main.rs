@@ -3,6 +3,7 @@
 mod archiving;
 #[path = "../storage/contract.rs"]
 mod contract;
+mod deletion;
 mod servers;
 mod store;
 

@@ -4,6 +4,7 @@
 mod archiving;
 mod cluster;
 mod crashes;
+mod deleting;
 mod encryption;
 mod exits;
 mod gates;

@@ -23,6 +23,14 @@ fn only_monitors_see_the_status_and_only_superusers_probe() {
     let refused = cluster.psql_as("monitor", probe).expect_err("only a superuser may probe");
     assert!(refused.contains("only a superuser may check with probe => true"), "{refused}");
     assert_eq!(cluster.psql(probe), "ok");
+    // What deletes is nobody's but whom a superuser names.
+    let deletes = ["SELECT * FROM archiver.delete_wal('000000010000000000000001')", "SELECT archiver.clear_error('x')"];
+    for (role, query) in ["plain", "monitor"].into_iter().flat_map(|role| deletes.map(|query| (role, query))) {
+        let refused = cluster.psql_as(role, query).expect_err(query);
+        assert!(refused.contains("permission denied for"), "{role}: {query}: {refused}");
+    }
+    cluster.psql("GRANT USAGE ON SCHEMA archiver TO plain; GRANT EXECUTE ON FUNCTION archiver.delete_wal TO plain");
+    assert_eq!(cluster.psql_as("plain", deletes[0]).as_deref(), Ok(""));
     assert!(cluster.psql_as("plain", "CREATE EXTENSION archiver CASCADE").is_err());
     assert!(cluster.psql_as("plain", "LOAD 'archiver'").is_err());
 }

@@ -1,8 +1,9 @@
 //! `archiver archive PATH…` and `archiver archive DIR`: the archive_command, and Barman's incoming directory.
 
 use crate::args::{Archive as Arguments, Arguments as Typed};
-use crate::output::{self, End, tell, write_json};
+use crate::output::{self, End, Told, tell, write_json};
 use crate::settings;
+use crate::signals::stop_on_signals;
 use archiver_core::Result;
 use archiver_core::archive::Archive;
 use archiver_core::config::Config;
@@ -11,9 +12,8 @@ use archiver_core::incoming::{Outcome, Queue};
 use archiver_core::pulse::Pulse;
 use archiver_core::report::Report;
 use archiver_core::server_conf::ServerConf;
-use nix::sys::signal::{SigSet, Signal};
 use serde::Serialize;
-use std::io::{self, BufWriter, StdoutLock, Write};
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ pub fn run(typed: &Typed, wanted: &Arguments) -> std::result::Result<u8, End> {
         false => Some(open(typed, config, &data_directory, &queue)?),
     };
 
-    let mut told = Told::begin(wanted, directory.is_some());
+    let mut told = Account::begin(wanted, directory.is_some());
     let mut each = |path: &Path, outcome| told.take(path, &outcome);
     queue.tell_unarchivable(&mut each);
     let synced = archive.map_or(Ok(()), |archive| queue.archive(&archive, &mut each));
@@ -68,30 +68,6 @@ fn open(typed: &Typed, config: Config, data_directory: &Path, queue: &Queue) -> 
     Ok(archive)
 }
 
-/// Lets a signal that would end this process end its work instead, and with it the program of the user's that runs: that
-/// has a group of its own, which no terminal and no server signals.
-fn stop_on_signals(pulse: Arc<Pulse>) {
-    // What whoever started this wants ignored stays so.
-    let ignored = ignored_signals();
-    let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
-    let signals = SigSet::from_iter(signals.into_iter().filter(|signal| ignored & 1 << (*signal as i32 - 1) == 0));
-    // Also in the threads that are to come.
-    if signals.thread_block().is_ok() {
-        let wait = move || signals.wait().map(|_| pulse.stop());
-        // Without it signals would be lost: better they end this process at once.
-        if std::thread::Builder::new().name("signals".into()).spawn(wait).is_err() {
-            let _ = signals.thread_unblock();
-        }
-    }
-}
-
-/// One bit a signal, as far as the kernel tells.
-fn ignored_signals() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let bits = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    bits.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or_default()
-}
-
 /// One file, for machines.
 #[derive(Serialize)]
 struct Line<'a> {
@@ -101,8 +77,8 @@ struct Line<'a> {
 }
 
 /// What has been told so far. That nobody listens any more keeps no file from being archived.
-struct Told {
-    out: Option<BufWriter<StdoutLock<'static>>>,
+struct Account {
+    out: Told,
     has_summary: bool,
     is_verbose: bool,
     is_json: bool,
@@ -119,10 +95,10 @@ struct Summary {
     errors: u64,
 }
 
-impl Told {
+impl Account {
     fn begin(wanted: &Arguments, is_directory: bool) -> Self {
-        let mut told = Told {
-            out: Some(output::standard_output()),
+        let mut told = Account {
+            out: Told::begin(),
             has_summary: is_directory && !wanted.quiet,
             is_verbose: wanted.verbose,
             is_json: wanted.json,
@@ -131,20 +107,9 @@ impl Told {
             errors: 0,
         };
         if told.is_json {
-            told.print(|out| out.write_all(b"{\"files\":["));
+            told.out.print(|out| out.write_all(b"{\"files\":["));
         }
         told
-    }
-
-    fn print(&mut self, write: impl FnOnce(&mut BufWriter<StdoutLock<'static>>) -> io::Result<()>) {
-        let Some(out) = &mut self.out else { return };
-        if let Err(error) = write(out) {
-            if let End::Failed(error) = error.into() {
-                tell(error);
-            }
-            // What is left in the buffer is not worth another try when it is dropped.
-            self.out.take().map(BufWriter::into_parts);
-        }
     }
 
     fn take(&mut self, path: &Path, outcome: &Outcome) {
@@ -169,30 +134,30 @@ impl Told {
             Outcome::Failed(_) | Outcome::NotRemoved(_) => self.errors += 1,
         }
         if self.is_json {
-            self.print(|out| {
+            self.out.print(|out| {
                 out.write_all(if is_first { b"\n" } else { b",\n" })?;
                 write_json(out, &Line { file: &name, state, reason })
             });
         } else if self.is_verbose {
             let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
-            self.print(|out| writeln!(out, "{name}: {state}{reason}"));
+            self.out.print(|out| writeln!(out, "{name}: {state}{reason}"));
         }
     }
 
     /// The last word; answers whether every file is archived that was to be.
     fn end(mut self) -> bool {
-        let Told { run, skipped, errors, .. } = self;
+        let Account { run, skipped, errors, .. } = self;
         let total = run + skipped + errors;
         if self.is_json {
-            self.print(|out| {
+            self.out.print(|out| {
                 out.write_all(b"\n],\"summary\":")?;
                 write_json(out, &Summary { total, run, skipped, errors })?;
                 out.write_all(b"}\n")
             });
         } else if self.has_summary {
-            self.print(|out| writeln!(out, "total: {total}, run: {run}, skipped: {skipped}, errors: {errors}"));
+            self.out.print(|out| writeln!(out, "total: {total}, run: {run}, skipped: {skipped}, errors: {errors}"));
         }
-        self.print(|out| out.flush());
+        self.out.print(|out| out.flush());
         errors == 0
     }
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 const PAGE: usize = 1000;
 
 /// The archive that the arguments name, and the cluster that asks where it is known.
-fn open(arguments: &Arguments) -> Result<(Place, Option<u64>)> {
+pub fn open(arguments: &Arguments) -> Result<(Place, Option<u64>)> {
     let data_directory = settings::data_directory(arguments, None);
     let destination = Destination::parse(&settings::read(arguments, &data_directory)?)?;
     let place = Place::open(&destination, &Arc::new(Pulse::new()))?;

@@ -21,7 +21,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 impl Archive {
     /// The same with hooks that are told of that configuration file and heard by `say`.
     pub fn with_hooks_of(mut self, configuration_file: Option<&Path>, say: Say) -> Self {
-        self.hooks = Hooks::new(&self.config, self.pulse.clone()).of_configuration_file(configuration_file, say);
+        let (scripts, destination) = (&self.config.hooks, &self.config.destination);
+        self.hooks =
+            Hooks::new(scripts, destination, self.pulse.clone()).of_configuration_file(configuration_file, say);
         self
     }
 

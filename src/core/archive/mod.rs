@@ -32,7 +32,6 @@ use crate::store::{Attributes, Body, Facts, Put};
 use crate::sums::Sum;
 use crate::wal::{LongPageHeader, WalName};
 use desk::{Desks, TakenDesk};
-use nix::unistd::geteuid;
 use once_cell::sync::OnceCell;
 use siblings::Siblings;
 use source::{Opened, Source};
@@ -129,7 +128,7 @@ impl Archive {
         let desks = Desks::new(desks, config.memory_limit_bytes.saturating_sub(at_desks));
         Ok(Archive {
             desks,
-            hooks: Hooks::new(&config, Arc::clone(&pulse)),
+            hooks: Hooks::new(&config.hooks, &config.destination, Arc::clone(&pulse)),
             place: OnceCell::new(),
             config,
             cluster,
@@ -172,21 +171,9 @@ impl Archive {
         Ok(self.place()?.find(name)?.is_some())
     }
 
-    /// Fails where root would write into another user's archive: what it makes there would be out of that user's reach.
-    /// A storage that cannot be looked at is told of file by file.
+    /// Fails as [`Place::refuse_root_in_anothers`] does. A storage that cannot be looked at is told of file by file.
     pub fn refuse_root_in_anothers(&self) -> Result<()> {
-        let Ok(place) = self.place() else { return Ok(()) };
-        let Some(records) = place.records.as_ref().filter(|_| geteuid().is_root()) else { return Ok(()) };
-        let folders = [records.root().join(place.layout.server_folder()), records.root().clone()];
-        match folders.iter().find_map(|folder| fs::metadata(folder).ok()).map(|meta| meta.uid()) {
-            Some(owner) if owner != 0 => {
-                let location = place.location();
-                let message =
-                    format!("the archive at \"{location}\" belongs to the operating system user with ID {owner}");
-                Err(Error::new(Kind::Configuration, location, message).hint("Run this as that user, not as root."))
-            }
-            _ => Ok(()),
-        }
+        self.place().map_or(Ok(()), Place::refuse_root_in_anothers)
     }
 
     /// Whether the file with that metadata is the very one that is stored under `name`.
@@ -278,6 +265,8 @@ impl Archive {
     pub fn record(&self, files: &[StoredFile]) -> Result<()> {
         let place = self.place()?;
         let Some(records) = &place.records else { return Ok(()) };
+        // Sums, too: a deletion may be making their file anew.
+        let mut catalogue = records.catalogue.hold()?;
         for file in files {
             let content = Content { size: file.plain_size, hash: file.hash };
             let Some(noted) = self.noted(&content, file.format.encryption) else { continue };
@@ -298,7 +287,7 @@ impl Archive {
                 created: file.created,
             })
             .collect();
-        records.catalogue.record(&lines)
+        catalogue.record(&lines)
     }
 
     /// How files are encrypted.

@@ -279,6 +279,27 @@ impl Store for LocalStore {
         Ok(removed)
     }
 
+    fn delete_all(&self, keys: &[String]) -> Vec<Result<()>> {
+        let remove = |key: &String| {
+            let path = self.path(key);
+            if_there(fs::remove_file(&path), "remove file", &path).map(drop)
+        };
+        let mut removed: Vec<Result<()>> = keys.iter().map(remove).collect();
+        // One sync a directory, however many of its entries went. Also of those that were gone: whoever removed them may
+        // have died before they were gone for good.
+        let mut synced: HashMap<PathBuf, Result<()>> = HashMap::new();
+        for (key, outcome) in keys.iter().zip(&mut removed).filter(|(_, outcome)| outcome.is_ok()) {
+            let path = self.path(key);
+            let directory = path.parent().unwrap_or(&self.root);
+            let sync = || match durable::sync_directory(directory) {
+                Err(error) if error.is_missing_file() => Ok(()),
+                other => other,
+            };
+            *outcome = synced.entry(directory.to_path_buf()).or_insert_with(sync).clone();
+        }
+        removed
+    }
+
     fn location(&self, key: &str) -> String {
         self.path(key).display().to_string()
     }

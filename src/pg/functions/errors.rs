@@ -1,7 +1,7 @@
 //! Files that were refused or set aside.
 
-use super::{in_storage, pg_wal, state};
-use crate::pg::report;
+use super::{change_storage, in_storage, pg_wal, state};
+use crate::pg::{ffi, report};
 use archiver_core::report::Report;
 use archiver_core::set_aside;
 use pgrx::PgLogLevel;
@@ -45,4 +45,16 @@ pub(super) fn error_rows() -> TableIterator<
         }
     }
     TableIterator::new(rows)
+}
+
+/// Removes one file that was set aside, by its exact name; answers where it lay. What is refused in pg_wal stays.
+#[pg_extern]
+#[search_path(pg_catalog, pg_temp)]
+pub(super) fn clear_error(name: String) -> String {
+    let system_identifier = ffi::cluster().system_identifier;
+    let cleared = change_storage(move |place, _| {
+        place.confirm_archive(Some(system_identifier))?;
+        set_aside::clear(place, &name)
+    });
+    cleared.unwrap_or_else(|error| report::raise(Report::of(&error)))
 }

@@ -4,6 +4,7 @@
 
 mod archive_now;
 mod check;
+mod delete;
 mod errors;
 mod list;
 mod queue;
@@ -13,6 +14,7 @@ use super::{ffi, guc, off_thread};
 use archiver_core::Result;
 use archiver_core::config::Config;
 use archiver_core::place::Place;
+use archiver_core::pulse::Pulse;
 use archiver_core::state::State;
 use pgrx::extension_sql_file;
 use std::path::PathBuf;
@@ -26,6 +28,17 @@ fn in_storage<T: Send + 'static>(work: impl FnOnce(&Place) -> Result<T> + Send +
     let config: Config = guc::config(&ffi::data_directory())?;
     let destination = config.destination.within(STORAGE_PATIENCE);
     off_thread::run(STORAGE_PATIENCE, move |pulse| work(&Place::open(&destination, pulse)?))?
+}
+
+/// Changes something there. That may take longer, as long as it moves; where it is cancelled it is given the time to come
+/// to an end of its own.
+fn change_storage<T: Send + 'static>(
+    work: impl FnOnce(&Place, &Arc<Pulse>) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let config: Config = guc::config(&ffi::data_directory())?;
+    let destination = config.destination;
+    let patience = destination.attempt_timeout + destination.retry_timeout;
+    off_thread::run_to_an_end(patience, move |pulse| work(&Place::open(&destination, pulse)?, pulse))?
 }
 
 /// The directory of WAL files.
@@ -43,7 +56,15 @@ fn state() -> Option<State> {
 extension_sql_file!(
     "../../../sql/views.sql",
     name = "views",
-    requires =
-        [status::facts, check::check, queue::queue, errors::error_rows, archive_now::archive_now, list::list_wal],
+    requires = [
+        status::facts,
+        check::check,
+        queue::queue,
+        errors::error_rows,
+        errors::clear_error,
+        archive_now::archive_now,
+        list::list_wal,
+        delete::delete_wal
+    ],
     finalize
 );

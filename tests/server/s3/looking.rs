@@ -95,6 +95,9 @@ fn whoever_asks_a_store_that_stalls_can_be_cancelled_timed_out_and_terminated() 
         "SELECT * FROM archiver.list_wal()",
         "SELECT * FROM archiver.errors()",
         "SELECT * FROM archiver.archive_now()",
+        "SELECT archiver.clear_error('notes.txt.20261121T101752Z.unknown')",
+        "SELECT * FROM archiver.delete_wal('0000000100000000000000FF')",
+        "SELECT * FROM archiver.delete_wal('000000010000000000000001', dry_run => false)",
     ];
     let mut longest = Duration::ZERO;
     for fault in [Fault::StallRequest(0), Fault::StallResponse(0)] {
@@ -112,7 +115,8 @@ fn whoever_asks_a_store_that_stalls_can_be_cancelled_timed_out_and_terminated() 
             {
                 let before = proxy.stalled();
                 let child = spawn(cluster, call);
-                let pid = format!("SELECT pid FROM pg_stat_activity WHERE query = '{call}' AND state = 'active'");
+                let query = call.replace('\'', "''");
+                let pid = format!("SELECT pid FROM pg_stat_activity WHERE query = '{query}' AND state = 'active'");
                 let is_waiting = || call.contains("archive_now") || proxy.stalled() > before;
                 wait_until("the call waits", || !cluster.psql(&pid).is_empty() && is_waiting());
                 let pid = cluster.psql(&pid);

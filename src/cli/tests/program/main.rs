@@ -1,6 +1,7 @@
 //! The real binary, in fresh directories, without a server: what it says, what it leaves, and how it ends.
 
 mod archiving;
+mod deleting;
 mod hooks;
 mod listing;
 mod prefetching;

@@ -48,6 +48,12 @@ const META_MODIFIED: HeaderName = HeaderName::from_static("x-amz-meta-archiver-m
 const META_STORED_SIZE: HeaderName = HeaderName::from_static("x-amz-meta-archiver-stored-size");
 const META_PUT: HeaderName = HeaderName::from_static("x-amz-meta-archiver-put");
 
+/// What a HEAD tells of versions and locks.
+const VERSION_ID: HeaderName = HeaderName::from_static("x-amz-version-id");
+const LEGAL_HOLD: HeaderName = HeaderName::from_static("x-amz-object-lock-legal-hold");
+const LOCK_MODE: HeaderName = HeaderName::from_static("x-amz-object-lock-mode");
+const LOCKED_UNTIL: HeaderName = HeaderName::from_static("x-amz-object-lock-retain-until-date");
+
 /// S3's own bound on a page and on one request to delete.
 const MOST_KEYS: usize = 1000;
 /// S3's own bound on an object that is put at once.
@@ -450,6 +456,28 @@ impl S3Store {
         Ok((page, is_truncated))
     }
 
+    /// Fails for those of the objects that a retention or a legal hold protects. Only buckets that keep versions have such,
+    /// and there a deletion would succeed and hide the object, whose bytes stay: neither is what was asked for.
+    ///
+    /// One request tells where there are no versions. What cannot be looked at is left to the store's own judgement.
+    fn refuse_locked(&self, keys: &[String]) -> Vec<Result<()>> {
+        let mut may_be_locked = true;
+        let look = |key: &String| {
+            let headers = if may_be_locked { self.head_headers(key).ok().flatten() } else { None };
+            let Some(headers) = headers else { return Ok(()) };
+            may_be_locked = text_of(&headers, &VERSION_ID).is_some_and(|version| version != "null");
+            match protection(&headers) {
+                Some(cause) => {
+                    let location = self.location(key);
+                    let message = format!("could not delete \"{location}\": {cause}");
+                    Err(Error::new(Kind::Storage, location, message))
+                }
+                None => Ok(()),
+            }
+        };
+        keys.iter().map(look).collect()
+    }
+
     fn delete_batch(&self, keys: &[String]) -> Outcome<Vec<Result<()>>> {
         let objects: String = keys
             .iter()
@@ -488,6 +516,17 @@ impl S3Store {
         };
         Ok(keys.iter().map(outcome).collect())
     }
+}
+
+/// What keeps an object from being removed for good, by the headers of its HEAD.
+fn protection(headers: &HeaderMap) -> Option<String> {
+    if text_of(headers, &LEGAL_HOLD).is_some_and(|hold| hold.eq_ignore_ascii_case("on")) {
+        return Some("it is under a legal hold".to_string());
+    }
+    let (mode, until) = (text_of(headers, &LOCK_MODE)?, text_of(headers, &LOCKED_UNTIL).unwrap_or("further notice"));
+    let is_over =
+        OffsetDateTime::parse(until, &Rfc3339).is_ok_and(|until| SystemTime::from(until) <= SystemTime::now());
+    (!is_over).then(|| format!("it is locked until {until} ({mode})"))
 }
 
 /// Why a put failed: the store's answer, which may lead to another try, or anything else.
@@ -647,7 +686,16 @@ impl Store for S3Store {
                 keys.iter().map(|_| Err(error.clone())).collect()
             }
         };
-        keys.chunks(MOST_KEYS).flat_map(batch).collect()
+        let unless_locked = |keys: &[String]| {
+            let mut outcomes = self.refuse_locked(keys);
+            let is_free = |outcome: &Result<()>| outcome.is_ok();
+            let free: Vec<String> =
+                keys.iter().zip(&outcomes).filter(|(_, it)| is_free(it)).map(|(key, _)| key.clone()).collect();
+            let deleted = if free.is_empty() { Vec::new() } else { batch(&free) };
+            outcomes.iter_mut().filter(|outcome| is_free(outcome)).zip(deleted).for_each(|(it, done)| *it = done);
+            outcomes
+        };
+        keys.chunks(MOST_KEYS).flat_map(unless_locked).collect()
     }
 
     fn location(&self, key: &str) -> String {
