@@ -137,6 +137,8 @@ COMMENT ON FUNCTION archiver.errors() IS 'files that were refused or set aside';
 COMMENT ON FUNCTION archiver.clear_error(text) IS 'removes one file that was set aside, by its exact name';
 COMMENT ON FUNCTION archiver.delete_wal(text, boolean) IS 'archived files before a WAL file, along its own history; deletes them unless dry_run';
 COMMENT ON FUNCTION archiver.list_wal(text, text) IS 'archived files between two names, both included';
+COMMENT ON FUNCTION archiver.gaps() IS 'segments that the archive lacks between those that it holds';
+COMMENT ON FUNCTION archiver.verify(text, text) IS 'whether each archived file between two names, both included, is what was archived';
 COMMENT ON FUNCTION archiver.error_rows() IS 'what archiver.errors() is made from';
 COMMENT ON FUNCTION archiver.status() IS 'how archiving stands, one row';
 COMMENT ON VIEW archiver.status IS 'how archiving stands, one row';

@@ -3,6 +3,7 @@
 pub mod credential_endpoint;
 pub mod fault_proxy;
 pub mod gpg;
+pub mod harm;
 pub mod s3_server;
 
 use archiver_core::archive::{Archive, StoredFile, WalFile};
@@ -24,6 +25,11 @@ use tempfile::TempDir;
 
 /// No wait of a test lasts longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The size of a WAL page, and of the header that all but a segment's first have; the flags in most of them.
+pub const PAGE_BYTES: usize = 8192;
+const SHORT_HEADER_BYTES: usize = 24;
+const NO_FLAGS: [u8; 2] = [0; 2];
 
 /// Waits until `condition` holds; `what` is said where it never does.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -182,6 +188,13 @@ impl Site {
     pub fn content(&self, name: &WalName) -> Vec<u8> {
         let header = self.header(name);
         let mut content = wal_like(header.segment_size.bytes() as usize, header.page_address.0 + 1);
+        for (number, page) in content.chunks_mut(PAGE_BYTES).enumerate() {
+            // A short header is the beginning of a long one, with another flag.
+            let page_address = Lsn(header.page_address.0 + (number * PAGE_BYTES) as u64);
+            let bytes = LongPageHeader { page_address, ..header }.to_bytes();
+            page[..SHORT_HEADER_BYTES].copy_from_slice(&bytes[..SHORT_HEADER_BYTES]);
+            page[2..4].copy_from_slice(&NO_FLAGS);
+        }
         content[..LongPageHeader::LENGTH].copy_from_slice(&header.to_bytes());
         content
     }
@@ -195,6 +208,7 @@ impl Site {
             page_address: segment.start(size).expect("a segment of this size"),
             system_identifier: self.cluster.system_identifier,
             segment_size: size,
+            page_bytes: PAGE_BYTES as u32,
         }
     }
 

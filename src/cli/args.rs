@@ -69,6 +69,10 @@ pub enum Command {
     List(List),
     /// Say whether a file is in the archive, and where
     Exists(Exists),
+    /// Read archived files back and judge whether they are what was archived
+    Verify(Verify),
+    /// Say which segments the archive lacks
+    Gaps(Gaps),
     /// Show how archiving stands
     Status(Status),
     /// Judge whether archiving works
@@ -182,6 +186,52 @@ pub struct Exists {
     pub name: WalName,
 
     /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Every file is fetched, decoded and compared with what was noted when it was archived; of a segment \
+    every page is looked at, a history file and a backup label are read. Nothing is written.\n\n\
+    ok          it is what was archived\n\
+    unverified  all that it says of itself is right; no hash was noted when it was archived (Barman notes none)\n\
+    damaged     it is not what was archived, or not what its name says\n\
+    missing     the archive's records name it, and it is not there; a bucket has no records: see gaps\n\
+    unreadable  it could not be read, so nobody knows\n\n\
+    Exit codes: 0 nothing is damaged, missing or unreadable; 1 something is, or a range holds no file at all; 2 usage; \
+    3 configuration; 4 storage or anything else, also where no archive is to be seen, or another cluster's.\n\n\
+    Examples:\n  \
+    archiver -D /var/lib/postgresql/15/main verify\n  \
+    archiver verify --from 000000010000000200000000 --to 0000000100000002000000FF\n  \
+    archiver verify --json | jq 'map(select(.state != \"ok\"))'"
+)]
+pub struct Verify {
+    /// The first file wanted
+    #[arg(long, value_name = "NAME", value_parser = WalName::parse)]
+    pub from: Option<WalName>,
+
+    /// The last file wanted
+    #[arg(long, value_name = "NAME", value_parser = WalName::parse)]
+    pub to: Option<WalName>,
+
+    /// One JSON array of objects, of all files
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Gaps are runs of segments that are missing between others of their timeline, or between a \
+    timeline and the one that it comes from, as the archived history files tell; and whatever the archive's own records \
+    name and is not there (a bucket has no records). What lies before everything that is there was deleted, and what \
+    lies behind it may be on its way: neither is a gap.\n\n\
+    Exit codes: 0 no gaps; 1 a gap, or a history file that cannot be read and may hide one; 2 usage; 3 configuration; 4 \
+    storage or anything else, also where no archive is to be seen, or another cluster's.\n\n\
+    Examples:\n  \
+    archiver -D /var/lib/postgresql/15/main gaps\n  \
+    archiver gaps --json | jq 'map(.segments) | add'")]
+pub struct Gaps {
+    /// One JSON array of objects
     #[arg(long)]
     pub json: bool,
 }

@@ -40,6 +40,8 @@ fn run(arguments: &Arguments) -> u8 {
         Command::Errors(errors) => commands::errors::run(arguments, errors),
         Command::List(list) => commands::list::list(arguments, list),
         Command::Exists(exists) => commands::list::exists(arguments, exists),
+        Command::Verify(verify) => commands::verify::run(arguments, verify),
+        Command::Gaps(gaps) => commands::gaps::run(arguments, gaps),
         Command::Status(status) => commands::status::status(arguments, status),
         Command::Check(check) => commands::check::check(arguments, check),
     };

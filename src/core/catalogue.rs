@@ -146,6 +146,20 @@ impl Catalogue {
         Ok(compressions)
     }
 
+    /// Hands on every name in it, in the order of its lines.
+    pub fn names(&self, mut each: impl FnMut(WalName)) -> Result<()> {
+        let mut file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(self.failed("open file", &error)),
+        };
+        let read = names_from(&mut file, 0, |name| {
+            each(name);
+            ControlFlow::Continue(())
+        });
+        read.map_err(|error| self.failed("read file", &error))
+    }
+
     /// Takes it, and the sums beside it, for this caller alone. Waits a few seconds for whoever holds it, less where the
     /// pulse was told to stop.
     pub fn hold(&self) -> Result<Held<'_>> {

@@ -150,6 +150,7 @@ mod tests {
             page_address: Lsn(3 * bytes),
             system_identifier,
             segment_size: SegmentSize::new(bytes).unwrap(),
+            page_bytes: 8192,
         }
     }
 

@@ -10,13 +10,14 @@
 //!         place              a store with its layout and its records (catalogue, sums)
 //!      /     |      \
 //! archive  restore  listing  check   the only rooms that join the pieces
-//!    |                 |
-//! incoming          deletion          archiving from outside the server; what is not needed any more
+//!    |         |        |
+//! incoming    verify   gaps  deletion    archiving from outside the server; whether all is there; what is not needed any more
 //! ```
 //! `process` runs programs of others; on it stand `hooks`, around a file, and `filter`, between two streams.
+//! `lineage` tells what the history files of an archive say of its timelines, `rebuild` makes its records anew.
 //! `queue`, `state` and `set_aside` tell what waits, how the archiver process stands, and what was set aside.
 //! `data_directory` tells whose WAL it is where no server does, and whether one recovers there. `durable`, `owner`, `stamp` and `sys` are what the
-//! file-system rooms stand on, `pulse`, `threads` and `single_flight` what works beside threads that wait. Nothing here knows pgrx.
+//! file-system rooms stand on, `pulse`, `threads`, `in_order` and `single_flight` what works beside threads that wait. Nothing here knows pgrx.
 #![deny(unsafe_code)]
 
 pub mod archive;
@@ -30,11 +31,14 @@ pub mod deletion;
 pub mod durable;
 pub mod error;
 pub mod filter;
+pub mod gaps;
 pub mod hash;
 pub mod hooks;
 pub mod identity;
+mod in_order;
 pub mod incoming;
 pub mod layout;
+pub mod lineage;
 pub mod listing;
 pub mod mode;
 pub mod owner;
@@ -53,6 +57,7 @@ pub mod store;
 pub mod sums;
 mod sys;
 pub mod threads;
+pub mod verify;
 pub mod wal;
 
 pub use error::{Error, Kind, Result};

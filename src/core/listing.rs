@@ -5,6 +5,7 @@ use crate::crypt::Encryption;
 use crate::error::{Error, Result};
 use crate::layout::{Format, Layout};
 use crate::place::Place;
+use crate::store::Listed;
 use crate::sums::Sum;
 use crate::wal::{LongPageHeader, Timeline, WalName};
 use std::collections::HashMap;
@@ -38,6 +39,9 @@ pub struct Range {
     pub to: Option<WalName>,
 }
 
+/// A file, and what a listing tells of it.
+pub type Named = (WalName, Listed);
+
 /// One page of the archived files in `range`, in order of their keys (by timeline, its history first): looks at the
 /// first `most` (at least 1) files behind the key `after`, and answers with them the key to go on from.
 ///
@@ -49,13 +53,10 @@ pub fn list_page(
     range: &Range,
     most: usize,
 ) -> Result<(Vec<Archived>, Option<String>)> {
-    let begin = range.begin(&place.layout);
-    let page = place.list_wal(after.max(begin.as_deref()), most)?;
-    let Some((last, listed)) = page.last() else { return Ok((Vec::new(), None)) };
-    let next = range.go_on(&place.layout, last, &listed.key);
+    let (page, next) = name_page(place, after, range, most)?;
     let (mut sums, mut recorded) = (PageSums::default(), None);
     let mut found = Vec::new();
-    for (name, listed) in page.into_iter().filter(|(name, _)| range.contains(name)) {
+    for (name, listed) in page {
         let told = place.layout.wal_name(&listed.key).and_then(|(_, format)| format);
         let format = match told {
             Some(format) => Some(format),
@@ -75,6 +76,35 @@ pub fn list_page(
     Ok((found, next))
 }
 
+/// The same, of each file only what a listing tells: no file is opened.
+pub fn name_page(
+    place: &Place,
+    after: Option<&str>,
+    range: &Range,
+    most: usize,
+) -> Result<(Vec<Named>, Option<String>)> {
+    let begin = range.begin(&place.layout);
+    let mut page = place.list_wal(after.max(begin.as_deref()), most)?;
+    let Some((last, listed)) = page.last() else { return Ok((Vec::new(), None)) };
+    let next = range.go_on(&place.layout, last, &listed.key);
+    page.retain(|(name, _)| range.contains(name));
+    Ok((page, next))
+}
+
+/// Hands on every archived file in `range`, in order of their keys, until `each` fails.
+pub fn each_name(place: &Place, range: &Range, mut each: impl FnMut(WalName, Listed) -> Result<()>) -> Result<()> {
+    const PAGE: usize = 1000;
+    let mut after = None;
+    loop {
+        let (page, next) = name_page(place, after.as_deref(), range, PAGE)?;
+        page.into_iter().try_for_each(|(name, listed)| each(name, listed))?;
+        match next {
+            Some(next) => after = Some(next),
+            None => return Ok(()),
+        }
+    }
+}
+
 /// Where that file lies; nothing only where the archive itself was seen, is that cluster's, and never held it.
 pub fn locate(place: &Place, name: &WalName, system_identifier: Option<u64>) -> Result<Option<String>> {
     place.confirm_archive(system_identifier)?;
@@ -85,7 +115,8 @@ pub fn locate(place: &Place, name: &WalName, system_identifier: Option<u64>) -> 
 }
 
 impl Range {
-    fn contains(&self, name: &WalName) -> bool {
+    /// Whether the file is wanted.
+    pub fn contains(&self, name: &WalName) -> bool {
         self.from.is_none_or(|from| from <= *name) && self.to.is_none_or(|to| *name <= to)
     }
 

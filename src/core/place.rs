@@ -15,9 +15,9 @@ use crate::pulse::Pulse;
 use crate::store::s3::{Patience, S3Store};
 use crate::store::{Listed, LocalStore, Meta, Object, Store};
 use crate::sums::{self, Sum};
-use crate::wal::WalName;
+use crate::wal::{LongPageHeader, WalName};
 use nix::unistd::geteuid;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -103,6 +103,16 @@ impl Records {
     /// The noted sums of all files that share a hash directory with this one.
     pub fn find_neighbouring_sums(&self, layout: &Layout, name: &WalName) -> Result<HashMap<WalName, Sum>> {
         sums::find_all(&self.root.join(layout.sums_key(name)))
+    }
+
+    /// The files that sums or catalogue name.
+    pub fn names(&self, layout: &Layout) -> Result<BTreeSet<WalName>> {
+        let folder = self.root.join(layout.sums_folder());
+        let mut names = sums::names(&folder)?;
+        self.catalogue.names(|name| {
+            names.insert(name);
+        })?;
+        Ok(names)
     }
 
     /// Removes what dead processes left in the staging folder; answers how many files.
@@ -279,6 +289,14 @@ impl Place {
                 Err(Error::new(Kind::Storage, location, message).retry_if(true))
             }
         }
+    }
+
+    /// What the first page of a stored segment says; nothing where the file is gone or does not begin with one.
+    pub fn page_header(&self, key: &str) -> Result<Option<LongPageHeader>> {
+        let Some(object) = self.store.get(key)? else { return Ok(None) };
+        let mut head = [0; LongPageHeader::LENGTH];
+        let read = self.decode(object.body, u64::MAX).and_then(|mut decoder| decoder.plain.read_exact(&mut head));
+        Ok(read.ok().and_then(|()| LongPageHeader::parse(&head).ok()))
     }
 
     /// Every object of that name in cloud storage.

@@ -1,5 +1,6 @@
 //! A sign of life from work in progress, and the word to stop it.
 
+use crate::error::{Error, Kind, Result};
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -45,6 +46,15 @@ impl Pulse {
     /// Whether work was asked to end.
     pub fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Beats, between two pieces of work; fails once it was told to stop.
+    pub fn go_on(&self) -> Result<()> {
+        self.beat();
+        match self.is_stopped() {
+            false => Ok(()),
+            true => Err(Error::new(Kind::Interrupted, "work", "stopped before it was done")),
+        }
     }
 }
 

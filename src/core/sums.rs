@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::hash::{Hash, Noted, NotedHash};
 use crate::mode::Mode;
 use crate::wal::WalName;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -100,6 +100,24 @@ pub fn find_all(path: &Path) -> Result<HashMap<WalName, Sum>> {
         Some((WalName::parse(name).ok()?, parse_line(line, name)?))
     };
     Ok(read(path)?.lines().filter_map(parse).collect())
+}
+
+/// The files that all sums files in `folder` tell of; none where there is no folder.
+pub fn names(folder: &Path) -> Result<BTreeSet<WalName>> {
+    let unreadable = |error: &io::Error| Error::io("read directory", folder, error);
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(unreadable(&error)),
+    };
+    let mut names = BTreeSet::new();
+    for entry in entries {
+        let path = entry.map_err(|error| unreadable(&error))?.path();
+        if path.is_file() {
+            names.extend(find_all(&path)?.into_keys());
+        }
+    }
+    Ok(names)
 }
 
 /// The text of a sums file; none where there is no file.

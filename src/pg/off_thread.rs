@@ -6,6 +6,7 @@ use archiver_core::pulse::Pulse;
 use archiver_core::threads::with_signals_blocked;
 use archiver_core::{Error, Kind, Result};
 use std::io::{ErrorKind, Read, Write};
+use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -69,23 +70,6 @@ impl Drop for Permit {
     }
 }
 
-/// Tells work that nobody waits for any more to end, and gives it some time for that; also where the wait ends by raising.
-struct Waiting<T> {
-    pulse: Arc<Pulse>,
-    receiver: mpsc::Receiver<T>,
-    end: Duration,
-}
-
-impl<T> Drop for Waiting<T> {
-    fn drop(&mut self) {
-        self.pulse.stop();
-        if !self.end.is_zero() {
-            // What it answers is of no use any more, nor is that it ended without an answer.
-            let _ = self.receiver.recv_timeout(self.end);
-        }
-    }
-}
-
 /// Runs `work` on a thread, with every signal blocked, and waits for it until `patience` is over. A cancel, a
 /// statement_timeout or a termination ends the wait by raising. Work that beats the pulse then ends by itself; a thread
 /// that hangs in the kernel is left behind and touches nothing of PostgreSQL's.
@@ -102,6 +86,44 @@ pub fn run_to_an_end<T: Send + 'static>(
     run_within(Patience { quiet: patience, all: Duration::MAX, end: Duration::from_millis(500) }, work)
 }
 
+fn run_within<T: Send + 'static>(
+    patience: Patience,
+    work: impl FnOnce(&Arc<Pulse>) -> T + Send + 'static,
+) -> Result<T> {
+    let mut call = Call::start(patience, move |pulse, _| work(pulse))?;
+    let last = call.next();
+    call.is_over = last.is_ok();
+    last?.ok_or_else(panicked)
+}
+
+/// The same for work that hands over one thing after the other; it may go `patience` without a beat of the pulse while one
+/// is waited for. `work` ends where what it hands over is not wanted any more, which the answer tells.
+pub fn stream<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce(&Arc<Pulse>, HandOver<'_, T>) -> Result<()> + Send + 'static,
+) -> Result<Stream<T>> {
+    let work = move |pulse: &_, hand_over: HandOver<'_, _>| {
+        let ended = work(pulse, &mut |thing| hand_over(Some(Ok(thing))));
+        ended.err().map(Err)
+    };
+    let patience = Patience { quiet: patience, all: Duration::MAX, end: Duration::ZERO };
+    Ok(Stream(Call::start(patience, work)?))
+}
+
+/// What comes from work on a thread. Whoever drops it ends the work.
+pub struct Stream<T>(Call<Option<Result<T>>>);
+
+impl<T> Stream<T> {
+    /// The next thing; nothing once all have come.
+    pub fn next(&mut self) -> Result<Option<T>> {
+        self.0.next()?.ok_or_else(panicked)?.transpose()
+    }
+}
+
+fn panicked() -> Error {
+    Error::new(Kind::Internal, "thread", "internal error in a thread; the server log has more")
+}
+
 /// How long work is waited for.
 struct Patience {
     /// Without a beat.
@@ -112,63 +134,100 @@ struct Patience {
     end: Duration,
 }
 
-fn run_within<T: Send + 'static>(
+/// How much a thread may hand over before it is taken.
+const MOST_WAITING: usize = 64;
+/// How often a wait looks whether the work still moves.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Hands over one thing from a thread; the answer tells whether more is wanted.
+type HandOver<'a, T> = &'a mut dyn FnMut(T) -> ControlFlow<()>;
+
+/// Work on a thread, and the way it hands things over. Dropped, also where a wait ends by raising, it tells the work to
+/// end, and gives it the time that is due for that.
+struct Call<T> {
+    wake_up: UnixStream,
+    receiver: mpsc::Receiver<T>,
+    pulse: Arc<Pulse>,
     patience: Patience,
-    work: impl FnOnce(&Arc<Pulse>) -> T + Send + 'static,
-) -> Result<T> {
-    let Some(permit) = Permit::take() else {
-        return Err(Error::new(Kind::Storage, "storage", "earlier calls of this session still hang in the storage"));
-    };
-    let (wake_up, waker) = wake_up_pair()?;
-    let (sender, receiver) = mpsc::channel();
-    let mut waiting = Waiting { pulse: Arc::default(), receiver, end: Duration::ZERO };
-    let pulse = Arc::clone(&waiting.pulse);
-    let spawned = with_signals_blocked(|| {
-        std::thread::Builder::new().name("archiver call".into()).spawn(move || {
-            let result = work(&pulse);
-            drop(permit);
-            // The caller may have given up.
-            let _ = sender.send(result);
-            wake(&waker);
-        })
-    });
-    spawned.map_err(|error| {
-        Error::new(Kind::Internal, "thread", format!("could not start a thread: {}", plain_cause(&error)))
-    })?;
-    waiting.end = patience.end;
-    let (began, mut beats, mut moved) = (Instant::now(), waiting.pulse.beats(), Instant::now());
-    loop {
-        match waiting.receiver.try_recv() {
-            Ok(result) => {
-                waiting.end = Duration::ZERO;
-                return Ok(result);
+    is_over: bool,
+}
+
+impl<T: Send + 'static> Call<T> {
+    /// `work` may hand things over before it answers with the last one.
+    fn start(
+        patience: Patience,
+        work: impl FnOnce(&Arc<Pulse>, HandOver<'_, T>) -> T + Send + 'static,
+    ) -> Result<Self> {
+        let Some(permit) = Permit::take() else {
+            let message = "earlier calls of this session still hang in the storage";
+            return Err(Error::new(Kind::Storage, "storage", message));
+        };
+        let (wake_up, waker) = wake_up_pair()?;
+        let (sender, receiver) = mpsc::sync_channel(MOST_WAITING);
+        let pulse: Arc<Pulse> = Arc::default();
+        let beaten = Arc::clone(&pulse);
+        let spawned = with_signals_blocked(|| {
+            std::thread::Builder::new().name("archiver call".into()).spawn(move || {
+                let mut hand_over = |thing| {
+                    // The caller may have given up.
+                    let sent = sender.send(thing);
+                    wake(&waker);
+                    if sent.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                };
+                let last = work(&beaten, &mut hand_over);
+                // Before the caller can know, and call again.
+                drop(permit);
+                let _ = hand_over(last);
+            })
+        });
+        spawned.map_err(|error| {
+            Error::new(Kind::Internal, "thread", format!("could not start a thread: {}", plain_cause(&error)))
+        })?;
+        Ok(Call { wake_up, receiver, pulse, patience, is_over: false })
+    }
+}
+
+impl<T> Call<T> {
+    /// The next thing; nothing where the thread has ended.
+    fn next(&mut self) -> Result<Option<T>> {
+        let Patience { quiet, all, .. } = self.patience;
+        let (began, mut beats, mut moved) = (Instant::now(), self.pulse.beats(), Instant::now());
+        loop {
+            match self.receiver.try_recv() {
+                Ok(thing) => return Ok(Some(thing)),
+                Err(mpsc::TryRecvError::Disconnected) => {
+                    self.is_over = true;
+                    return Ok(None);
+                }
+                Err(mpsc::TryRecvError::Empty) => {}
             }
-            Err(mpsc::TryRecvError::Disconnected) => {
-                waiting.end = Duration::ZERO;
-                return Err(Error::new(
-                    Kind::Internal,
-                    "thread",
-                    "internal error in a thread; the server log has more",
-                ));
+            if self.pulse.beats() != beats {
+                (beats, moved) = (self.pulse.beats(), Instant::now());
             }
-            Err(mpsc::TryRecvError::Empty) => {}
+            let left = quiet.saturating_sub(moved.elapsed()).min(all.saturating_sub(began.elapsed()));
+            if left.is_zero() {
+                let message = format!("the storage did not answer for {} s", quiet.as_secs());
+                return Err(Error::new(Kind::Storage, "storage", message));
+            }
+            let woken = ffi::wait(self.wake_up.as_fd(), left.min(LOOK_INTERVAL));
+            if woken.by_postmaster_death {
+                return Err(Error::new(Kind::Interrupted, "postmaster", "the postmaster died"));
+            }
+            if woken.by_latch {
+                ffi::reset_latch();
+            }
+            ffi::check_for_interrupts();
+            drain(&self.wake_up);
         }
-        if waiting.pulse.beats() != beats {
-            (beats, moved) = (waiting.pulse.beats(), Instant::now());
+    }
+}
+
+impl<T> Drop for Call<T> {
+    fn drop(&mut self) {
+        self.pulse.stop();
+        if !self.is_over && !self.patience.end.is_zero() {
+            // What it answers is of no use any more, nor is that it ended without an answer.
+            let _ = self.receiver.recv_timeout(self.patience.end);
         }
-        let left = patience.quiet.saturating_sub(moved.elapsed()).min(patience.all.saturating_sub(began.elapsed()));
-        if left.is_zero() {
-            let seconds = patience.quiet.as_secs();
-            return Err(Error::new(Kind::Storage, "storage", format!("the storage did not answer for {seconds} s")));
-        }
-        let woken = ffi::wait(wake_up.as_fd(), left);
-        if woken.by_postmaster_death {
-            return Err(Error::new(Kind::Interrupted, "postmaster", "the postmaster died"));
-        }
-        if woken.by_latch {
-            ffi::reset_latch();
-        }
-        ffi::check_for_interrupts();
-        drain(&wake_up);
     }
 }

@@ -1,9 +1,11 @@
-//! Archiving and restoring without a server: one file at a time, the pool of threads, the way back, and what lies there.
+//! Archiving and restoring without a server: one file at a time, the pool of threads, the way back, what lies there, and
+//! whether that is whole.
 
 mod deletion;
 mod duplicates;
 mod encryption;
 mod filters;
+mod gaps;
 mod hooks;
 mod identity;
 mod incoming;
@@ -12,3 +14,4 @@ mod pool;
 mod records;
 mod restore;
 mod sources;
+mod verify;

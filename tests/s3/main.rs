@@ -6,6 +6,7 @@ mod contract;
 mod deletion;
 mod servers;
 mod store;
+mod whole;
 
 use archiver_tests::s3_server::Bucket;
 use std::fs;

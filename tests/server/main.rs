@@ -22,3 +22,4 @@ mod restoring;
 mod s3;
 mod settings;
 mod stopping;
+mod whole;

@@ -19,6 +19,22 @@ fn only_monitors_see_the_status_and_only_superusers_probe() {
         assert!(refused.contains("permission denied for"), "{refused}");
         assert_eq!(cluster.psql_as("monitor", query).as_deref(), Ok("t"), "{query}");
     }
+    // What reads every file of the archive is for those whom a superuser names.
+    let reading = ["SELECT count(*) > 0 FROM archiver.verify()", "SELECT count(*) = 0 FROM archiver.gaps()"];
+    for query in reading {
+        for role in ["plain", "monitor"] {
+            let refused = cluster.psql_as(role, query).expect_err(query);
+            assert!(refused.contains("permission denied for"), "{role}: {refused}");
+        }
+        assert_eq!(cluster.psql(query), "t", "{query}");
+    }
+    cluster.psql(
+        "GRANT USAGE ON SCHEMA archiver TO plain; \
+         GRANT EXECUTE ON FUNCTION archiver.verify(text, text), archiver.gaps() TO plain",
+    );
+    for query in reading {
+        assert_eq!(cluster.psql_as("plain", query).as_deref(), Ok("t"), "{query}");
+    }
     let probe = "SELECT state FROM archiver.check(probe => true) WHERE name = 'probe'";
     let refused = cluster.psql_as("monitor", probe).expect_err("only a superuser may probe");
     assert!(refused.contains("only a superuser may check with probe => true"), "{refused}");

@@ -8,14 +8,14 @@ use std::path::Path;
 use std::time::Instant;
 
 /// A standby of `primary`, streaming from it.
-fn standby_of(primary: &Cluster) -> Cluster {
+pub fn standby_of(primary: &Cluster) -> Cluster {
     let standby = Cluster::from_backup(primary)
         .with("primary_conninfo", &format!("host={} user=postgres", primary.directory().display()));
     standby.write_file(&standby.data().join("standby.signal"), b"");
     standby
 }
 
-fn wait_for_replay(standby: &Cluster, primary: &Cluster) {
+pub fn wait_for_replay(standby: &Cluster, primary: &Cluster) {
     let lsn = primary.psql("SELECT pg_current_wal_lsn()");
     let replayed = format!("SELECT pg_last_wal_replay_lsn() >= '{lsn}'");
     wait_until("the standby has replayed all", || standby.psql_as("postgres", &replayed).as_deref() == Ok("t"));

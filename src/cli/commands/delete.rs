@@ -1,6 +1,6 @@
 //! `archiver delete`: WAL that nobody needs any more; also the archive_cleanup_command.
 
-use super::list::open;
+use super::open;
 use crate::args::{Arguments, Delete};
 use crate::output::{self, End, Told, code_of, tell, write_json};
 use crate::settings;

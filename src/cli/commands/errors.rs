@@ -1,6 +1,6 @@
 //! `archiver errors`: files that were refused or set aside.
 
-use super::list::open;
+use super::open;
 use crate::args::{Arguments, Errors};
 use crate::output::{self, End, rfc3339, tell, write_json};
 use crate::settings;

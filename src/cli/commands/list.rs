@@ -1,27 +1,14 @@
 //! `archiver list` and `archiver exists`: what is in the archive.
 
+use super::{open, range};
 use crate::args::{Arguments, Exists, List};
-use crate::output::{self, End, rfc3339, tell, write_json};
-use crate::settings;
-use archiver_core::Result;
-use archiver_core::config::Destination;
-use archiver_core::listing::{Archived, Range, list_page, locate};
-use archiver_core::place::Place;
-use archiver_core::pulse::Pulse;
+use crate::output::{self, End, rfc3339, write_json};
+use archiver_core::listing::{Archived, list_page, locate};
 use serde::Serialize;
 use std::io::{self, Write};
-use std::sync::Arc;
 
 /// Files that are looked at before the first of them is printed: the bound on memory.
 const PAGE: usize = 1000;
-
-/// The archive that the arguments name, and the cluster that asks where it is known.
-pub fn open(arguments: &Arguments) -> Result<(Place, Option<u64>)> {
-    let data_directory = settings::data_directory(arguments, None);
-    let destination = Destination::parse(&settings::read(arguments, &data_directory)?)?;
-    let place = Place::open(&destination, &Arc::new(Pulse::new()))?;
-    Ok((place, settings::system_identifier(arguments, &data_directory)?))
-}
 
 /// An archived file, as `archiver.list_wal` names its columns.
 #[derive(Serialize)]
@@ -75,14 +62,8 @@ fn write_plain(out: &mut impl Write, file: Archived) -> io::Result<()> {
 }
 
 /// Prints the archived files of the range, page by page.
-pub fn list(arguments: &Arguments, wanted: &List) -> std::result::Result<u8, End> {
-    let range = Range { from: wanted.from, to: wanted.to };
-    if let (Some(from), Some(to)) = (range.from, range.to)
-        && from > to
-    {
-        tell(format_args!("\"{from}\" (--from) stands behind \"{to}\" (--to)"));
-        return Ok(output::USAGE);
-    }
+pub fn list(arguments: &Arguments, wanted: &List) -> Result<u8, End> {
+    let Some(range) = range(wanted.from, wanted.to) else { return Ok(output::USAGE) };
     let (place, system_identifier) = open(arguments)?;
     // An empty list is an answer, too.
     place.confirm_archive(system_identifier)?;
@@ -127,7 +108,7 @@ struct Answer {
 }
 
 /// Prints where the file lies; the exit code says whether it does.
-pub fn exists(arguments: &Arguments, wanted: &Exists) -> std::result::Result<u8, End> {
+pub fn exists(arguments: &Arguments, wanted: &Exists) -> Result<u8, End> {
     let (place, system_identifier) = open(arguments)?;
     let location = locate(&place, &wanted.name, system_identifier)?;
     let code = if location.is_some() { output::DONE } else { output::NO };

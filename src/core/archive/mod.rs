@@ -30,7 +30,7 @@ use crate::single_flight::SingleFlight;
 use crate::stamp::Stamp;
 use crate::store::{Attributes, Body, Facts, Put};
 use crate::sums::Sum;
-use crate::wal::{LongPageHeader, WalName};
+use crate::wal::WalName;
 use desk::{Desks, TakenDesk};
 use once_cell::sync::OnceCell;
 use siblings::Siblings;
@@ -516,8 +516,8 @@ impl Archive {
             let Some((_, last)) = page.last() else { break };
             (after, has_wal) = (Some(last.key.clone()), true);
             for (_, listed) in page.iter().filter(|(name, _)| name.is_wal()) {
-                if let Some(owner) = owner_of_segment(place, &listed.key)? {
-                    return Ok(Some(owner));
+                if let Some(header) = place.page_header(&listed.key)? {
+                    return Ok(Some(header.system_identifier));
                 }
                 segments += 1;
                 if segments == MOST_SEGMENTS {
@@ -527,14 +527,6 @@ impl Archive {
         }
         if has_wal { Err(nobodys_archive(place)) } else { Ok(None) }
     }
-}
-
-/// The system identifier in a stored segment's header; nothing where it cannot be read.
-fn owner_of_segment(place: &Place, key: &str) -> Result<Option<u64>> {
-    let Some(object) = place.store.get(key)? else { return Ok(None) };
-    let mut head = [0; LongPageHeader::LENGTH];
-    let read = place.decode(object.body, u64::MAX).and_then(|mut decoded| decoded.plain.read_exact(&mut head));
-    Ok(read.ok().and_then(|()| LongPageHeader::parse(&head).ok()).map(|header| header.system_identifier))
 }
 
 fn nobodys_archive(place: &Place) -> Error {

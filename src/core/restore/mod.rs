@@ -4,7 +4,7 @@ pub mod prefetch;
 
 use crate::durable::{self, StagedFile};
 use crate::error::{Error, Kind, Result};
-use crate::hash::{Content, Hash, Noted, NotedHash};
+use crate::hash::{Content, Hash, NotedHash};
 use crate::identity::foreign_archive;
 use crate::place::Place;
 use crate::pulse::Pulse;
@@ -111,23 +111,49 @@ fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Ob
 
     let pulse = Pulse::new();
     let mut staged = StagedFile::create(directory, TEMPORARY_PREFIX, durable::mode_for_file_in(directory), &pulse)?;
-    let content = receive(place, name, request.system_identifier, object, location, &mut staged)?;
+    let content = receive_into(&mut staged, place, name, request.system_identifier, object, location)?;
     staged.replace(destination)?;
     Ok(content.size)
 }
 
-/// Writes the plain content of a stored file into `staged`. Fails unless it is what was stored, and what its name and
-/// the cluster call for: only then may `staged` get another name.
-fn receive(
+/// Writes the plain content of a stored file into `staged`, which may get another name only after that.
+fn receive_into(
+    staged: &mut StagedFile<'_>,
     place: &Place,
     name: &WalName,
     system_identifier: Option<u64>,
     object: Object,
     location: &str,
-    staged: &mut StagedFile<'_>,
 ) -> Result<Content> {
+    let mut write = |bytes: &[u8]| staged.write_all(bytes).map_err(|error| staged.failed("write", &error));
+    receive(place, name, system_identifier, object, location, &mut write).map(|received| received.content)
+}
+
+/// A stored file that was read back as what it was.
+pub(crate) struct Received {
+    /// Its plain content.
+    pub content: Content,
+    /// Whether that was compared with what was noted when the file was stored; Barman notes nothing.
+    pub is_compared: bool,
+}
+
+/// The failure to read a stored file as what it is.
+pub(crate) fn damaged(location: &str, cause: impl std::fmt::Display) -> Error {
+    Error::of_stored_copy(location, &io::Error::other(cause.to_string()), DAMAGE_HINT)
+}
+
+/// Hands the plain content of a stored file to `take`, piece by piece. Fails unless it is what was stored, and what its
+/// name and the cluster call for: only then may what was taken be used.
+pub(crate) fn receive(
+    place: &Place,
+    name: &WalName,
+    system_identifier: Option<u64>,
+    object: Object,
+    location: &str,
+    take: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<Received> {
     let unfit = |cause: &io::Error| Error::of_stored_copy(location, cause, DAMAGE_HINT);
-    let damaged = |cause: String| unfit(&io::Error::other(cause));
+    let damaged = |cause: String| damaged(location, cause);
     let expected = object.meta.content;
     let mut decoder = place.decode(object.body, LONGEST_SEGMENT).map_err(|error| unfit(&error))?;
     let mut hasher = blake3::Hasher::new();
@@ -135,25 +161,27 @@ fn receive(
     let mut piece = vec![0; 256 << 10];
     // Until a segment's first page says more.
     let mut most = if name.is_wal() { LONGEST_SEGMENT } else { LONGEST_TEXT_FILE };
+    let mut size = 0;
     loop {
         let count = match decoder.plain.read(&mut piece) {
             Ok(0) => break,
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(unfit(&error)),
+            Err(error) => return Err(unfit(&behind(size, error))),
         };
         let bytes = &piece[..count];
         head.extend_from_slice(&bytes[..count.min(LongPageHeader::LENGTH - head.len())]);
         if name.is_wal() && most == LONGEST_SEGMENT && head.len() == LongPageHeader::LENGTH {
             most = LongPageHeader::parse(&head).map_err(|cause| damaged(cause.to_string()))?.segment_size.bytes();
         }
-        if staged.written_bytes() + count as u64 > most {
+        size += count as u64;
+        if size > most {
             return Err(damaged(format!("it is longer than {most} bytes")));
         }
         hasher.update(bytes);
-        staged.write_all(bytes).map_err(|error| staged.failed("write", &error))?;
+        take(bytes)?;
     }
-    let (size, hash) = (staged.written_bytes(), Hash(hasher.finalize()));
+    let hash = Hash(hasher.finalize());
 
     if name.is_wal() {
         let segment_size = check_segment(name, system_identifier, &head).map_err(|cause| match cause {
@@ -170,21 +198,32 @@ fn receive(
         return Err(damaged("it is empty".to_string()));
     }
     let content = Content { size, hash };
-    let is_another = |noted: &Noted| noted.is_of(&content, place.hash_key.as_ref()) == Some(false);
     let recorded = match &place.records {
         Some(records) => records.find_sum(&place.layout, name)?.map(|sum| sum.noted),
         None => None,
     };
-    match expected.into_iter().chain(recorded).find(is_another) {
-        Some(noted) if noted.hash == NotedHash::Open(hash) => {
-            Err(damaged(format!("it was stored as {} bytes, and reads as {size}", noted.size)))
+    let mut is_compared = false;
+    for noted in expected.into_iter().chain(recorded) {
+        match (noted.is_of(&content, place.hash_key.as_ref()), noted.hash) {
+            // It takes the cluster's key to tell.
+            (None, _) => {}
+            (Some(true), _) => is_compared = true,
+            (Some(false), NotedHash::Open(stored)) if stored != hash => {
+                return Err(damaged(format!("it was stored as {stored}, and reads as {hash}")));
+            }
+            (Some(false), _) if noted.size != size => {
+                return Err(damaged(format!("it was stored as {} bytes, and reads as {size}", noted.size)));
+            }
+            (Some(false), _) => return Err(damaged("it reads as another content than was stored".to_string())),
         }
-        Some(Noted { hash: NotedHash::Open(stored), .. }) => {
-            Err(damaged(format!("it was stored as {stored}, and reads as {hash}")))
-        }
-        Some(_) => Err(damaged("it reads as another content than was stored".to_string())),
-        None => Ok(content),
     }
+    Ok(Received { content, is_compared })
+}
+
+/// The same failure to decode, with the place where it happened; the storage's own failures tell theirs.
+fn behind(plain_bytes: u64, error: io::Error) -> io::Error {
+    let is_storages = error.raw_os_error().is_some() || error.get_ref().is_some_and(|inner| inner.is::<Error>());
+    if is_storages { error } else { io::Error::new(error.kind(), format!("{error}, behind byte {plain_bytes} of it")) }
 }
 
 /// Whether a segment is the one asked for, by its first page; answers the size it must have.

@@ -60,6 +60,16 @@ impl SegmentName {
         }
     }
 
+    /// How many segments of that size lie before it in the WAL, or nothing where no segment of this size has this name.
+    pub fn number(self, size: SegmentSize) -> Option<u64> {
+        self.start(size).map(|start| start.0 / size.bytes())
+    }
+
+    /// The segment of `timeline` before which so many lie.
+    pub fn numbered(timeline: Timeline, number: u64, size: SegmentSize) -> Self {
+        SegmentName::containing(timeline, Lsn(number.saturating_mul(size.bytes())), size)
+    }
+
     /// The same stretch of WAL on another timeline: where a promotion goes on.
     pub fn on_timeline(self, timeline: Timeline) -> Self {
         SegmentName { timeline, ..self }
@@ -344,7 +354,10 @@ mod tests {
             let start = found.start(size).unwrap();
             prop_assert!(start.0 <= lsn && lsn - start.0 < size.bytes());
             prop_assert_eq!(WalName::parse(&found.to_string()), Ok(WalName::Segment(found)));
+            let number = found.number(size).unwrap();
+            prop_assert_eq!(SegmentName::numbered(Timeline(tli), number, size), found);
             if let Some(next) = found.next(size) {
+                prop_assert_eq!(next.number(size), Some(number + 1));
                 prop_assert_eq!(next.start(size).unwrap().0, start.0 + size.bytes());
                 prop_assert!(WalName::Segment(found) < WalName::Segment(next));
             }

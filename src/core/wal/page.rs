@@ -17,6 +17,8 @@ pub struct LongPageHeader {
     pub system_identifier: u64,
     /// The size of its segments.
     pub segment_size: SegmentSize,
+    /// The size of its pages, `XLOG_BLCKSZ`.
+    pub page_bytes: u32,
 }
 
 /// What the header of a segment must say. `None`: unknown here, so not compared.
@@ -99,8 +101,8 @@ pub fn major_of_magic(magic: u16) -> Option<u32> {
 }
 
 /// `XLP_LONG_HEADER` and `XLP_ALL_FLAGS` of xlog_internal.h.
-const LONG_HEADER: u16 = 0x0002;
-const ALL_FLAGS: u16 = 0x000F;
+pub(super) const LONG_HEADER: u16 = 0x0002;
+pub(super) const ALL_FLAGS: u16 = 0x000F;
 /// Every magic of the last twenty years is 0xD0xx or 0xD1xx.
 const MAGIC_FAMILY: std::ops::Range<u16> = 0xD000..0xD200;
 
@@ -134,6 +136,7 @@ impl LongPageHeader {
             page_address: Lsn(u64_at(8)),
             system_identifier: u64_at(24),
             segment_size,
+            page_bytes: u32_at(36),
         })
     }
 
@@ -169,7 +172,7 @@ impl LongPageHeader {
         bytes[8..16].copy_from_slice(&self.page_address.0.to_ne_bytes());
         bytes[24..32].copy_from_slice(&self.system_identifier.to_ne_bytes());
         bytes[32..36].copy_from_slice(&(self.segment_size.bytes() as u32).to_ne_bytes());
-        bytes[36..40].copy_from_slice(&8192_u32.to_ne_bytes());
+        bytes[36..40].copy_from_slice(&self.page_bytes.to_ne_bytes());
         bytes
     }
 }
@@ -189,6 +192,7 @@ mod tests {
             page_address: Lsn(0x2_4200_0000),
             system_identifier: 7,
             segment_size: SegmentSize::DEFAULT,
+            page_bytes: 8192,
         }
     }
 

@@ -16,6 +16,19 @@ impl fmt::Display for Timeline {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
 
+impl Lsn {
+    /// Reads what [`Lsn`] displays.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (high, low) = text.split_once('/')?;
+        // from_str_radix alone would take a sign.
+        let half = |digits: &str| {
+            let hex = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
+            hex.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+        };
+        Some(Lsn(half(high)? << 32 | half(low)?))
+    }
+}
+
 impl fmt::Display for Lsn {
     /// As PostgreSQL's `%X/%X`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -67,5 +80,15 @@ mod tests {
     #[test]
     fn an_lsn_prints_as_postgresql_prints_it() {
         assert_eq!(Lsn(0x2_0000_00A8).to_string(), "2/A8");
+    }
+
+    #[test]
+    fn an_lsn_reads_back() {
+        for lsn in [0, 0xA8, 0x2_0000_00A8, u64::MAX] {
+            assert_eq!(Lsn::parse(&Lsn(lsn).to_string()), Some(Lsn(lsn)));
+        }
+        for text in ["", "/", "1/", "/1", "1", "1/2/3", "1/+2", "1/123456789", "G/0", " 1/2"] {
+            assert_eq!(Lsn::parse(text), None, "{text:?}");
+        }
     }
 }

@@ -1,12 +1,11 @@
 //! What lies in the archive.
 
-use super::in_storage;
 use super::queue::timestamp;
+use super::{in_storage, range};
 use crate::pg::{ffi, report};
+use archiver_core::Result;
 use archiver_core::listing::{self, Archived, Range};
 use archiver_core::report::Report;
-use archiver_core::wal::WalName;
-use archiver_core::{Error, Kind, Result};
 use pgrx::prelude::*;
 use std::collections::VecDeque;
 
@@ -44,11 +43,6 @@ impl Listing {
     }
 }
 
-fn bound(name: Option<&str>) -> Result<Option<WalName>> {
-    let parse = |name| WalName::parse(name).map_err(|bad| Error::new(Kind::Configuration, name, bad.to_string()));
-    name.map(parse).transpose()
-}
-
 /// The archived files, of all timelines, between two names that both count; in order of where they lie.
 #[pg_extern]
 #[search_path(pg_catalog, pg_temp)]
@@ -70,8 +64,7 @@ pub(super) fn list_wal(
         name!(location, String),
     ),
 > {
-    let range = bound(from_name).and_then(|from| Ok(Range { from, to: bound(to_name)? }));
-    let range = range.unwrap_or_else(|error| report::raise(Report::of(&error)));
+    let range = range(from_name, to_name).unwrap_or_else(|error| report::raise(Report::of(&error)));
     let mut listing = Listing { range, page: VecDeque::new(), after: None, is_over: false };
     let files =
         std::iter::from_fn(move || listing.next_file().unwrap_or_else(|error| report::raise(Report::of(&error))));

@@ -6,18 +6,25 @@ mod archive_now;
 mod check;
 mod delete;
 mod errors;
+mod gaps;
 mod list;
 mod queue;
 mod status;
+mod verify;
 
-use super::{ffi, guc, off_thread};
-use archiver_core::Result;
+use super::off_thread::{self, Stream};
+use super::{ffi, guc};
 use archiver_core::config::Config;
+use archiver_core::listing::Range;
 use archiver_core::place::Place;
 use archiver_core::pulse::Pulse;
 use archiver_core::state::State;
+use archiver_core::wal::WalName;
+use archiver_core::{Error, Kind, Result};
 use pgrx::extension_sql_file;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long one look at the storage may take.
@@ -28,6 +35,30 @@ fn in_storage<T: Send + 'static>(work: impl FnOnce(&Place) -> Result<T> + Send +
     let config: Config = guc::config(&ffi::data_directory())?;
     let destination = config.destination.within(STORAGE_PATIENCE);
     off_thread::run(STORAGE_PATIENCE, move |pulse| work(&Place::open(&destination, pulse)?))?
+}
+
+/// The same for work of any length, which hands over one thing after the other.
+fn stream_from_storage<T: Send + 'static>(
+    work: impl FnOnce(&Place, &Arc<Pulse>, &mut dyn FnMut(T) -> ControlFlow<()>) -> Result<()> + Send + 'static,
+) -> Result<Stream<T>> {
+    let destination = guc::config(&ffi::data_directory())?.destination;
+    // A file that cannot be fetched is tried for so long, and then told of.
+    let silence = destination.retry_timeout + STORAGE_PATIENCE;
+    let hash_key = ffi::cluster().hash_key;
+    off_thread::stream(silence, move |pulse, hand_over| {
+        work(&Place::open(&destination, pulse)?.known_to(hash_key), pulse, hand_over)
+    })
+}
+
+/// What a name in a range stands for.
+fn bound(name: Option<&str>) -> Result<Option<WalName>> {
+    let parse = |name| WalName::parse(name).map_err(|bad| Error::new(Kind::Configuration, name, bad.to_string()));
+    name.map(parse).transpose()
+}
+
+/// The files between two names that both count.
+fn range(from_name: Option<&str>, to_name: Option<&str>) -> Result<Range> {
+    bound(from_name).and_then(|from| Ok(Range { from, to: bound(to_name)? }))
 }
 
 /// Changes something there. That may take longer, as long as it moves; where it is cancelled it is given the time to come
@@ -64,7 +95,9 @@ extension_sql_file!(
         errors::clear_error,
         archive_now::archive_now,
         list::list_wal,
-        delete::delete_wal
+        delete::delete_wal,
+        gaps::gaps,
+        verify::verify,
     ],
     finalize
 );

@@ -93,6 +93,8 @@ fn whoever_asks_a_store_that_stalls_can_be_cancelled_timed_out_and_terminated() 
         "SELECT * FROM archiver.check()",
         "SELECT * FROM archiver.check(probe => true)",
         "SELECT * FROM archiver.list_wal()",
+        "SELECT * FROM archiver.verify()",
+        "SELECT * FROM archiver.gaps()",
         "SELECT * FROM archiver.errors()",
         "SELECT * FROM archiver.archive_now()",
         "SELECT archiver.clear_error('notes.txt.20261121T101752Z.unknown')",

@@ -5,6 +5,7 @@ mod deleting;
 mod hooks;
 mod listing;
 mod prefetching;
+mod verifying;
 
 use archiver_tests::Site;
 use serde_json::Value;

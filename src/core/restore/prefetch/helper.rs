@@ -100,7 +100,7 @@ impl Fetcher {
         let Some((stored, object)) = self.place.open_wal(&name)? else { return Ok(false) };
         let location = self.place.store.location(&stored.key);
         let cluster = Some(self.system_identifier);
-        super::super::receive(&self.place, &name, cluster, object, &location, &mut staged)?;
+        super::super::receive_into(&mut staged, &self.place, &name, cluster, object, &location)?;
         let seal = self.origin.seal(segment, &staged.stamp()?);
         staged.replace(&self.folder.verified_path(segment, &seal))?;
         Ok(true)
