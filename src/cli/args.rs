@@ -34,6 +34,14 @@ pub struct Arguments {
     #[arg(short = 'D', long = "data-directory", value_name = "DATADIR", global = true)]
     pub data_directory: Option<PathBuf>,
 
+    /// File of the OpenPGP secret keys that encrypted files are read with
+    #[arg(long, value_name = "FILE", global = true)]
+    pub decryption_keys: Option<String>,
+
+    /// Command that prints the passphrase of those keys, where they have one
+    #[arg(long, value_name = "COMMAND", global = true)]
+    pub decryption_passphrase_command: Option<String>,
+
     #[command(subcommand)]
     pub command: Command,
 }
@@ -48,8 +56,8 @@ impl Arguments {
             (Setting::CompressionLevel, Command::Archive(archive)) => &archive.compression_level,
             (Setting::Encryption, Command::Archive(archive)) => &archive.encryption,
             (Setting::EncryptionRecipients, Command::Archive(archive)) => &archive.encryption_recipients,
-            (Setting::DecryptionKeys, Command::Restore(restore)) => &restore.decryption_keys,
-            (Setting::DecryptionPassphraseCommand, Command::Restore(restore)) => &restore.decryption_passphrase_command,
+            (Setting::DecryptionKeys, _) => &self.decryption_keys,
+            (Setting::DecryptionPassphraseCommand, _) => &self.decryption_passphrase_command,
             (Setting::MemoryLimit, Command::Archive(archive)) => &archive.memory_limit,
             (Setting::RetryTimeout, Command::Archive(archive)) => &archive.retry_timeout,
             (Setting::RestorePrefetch, Command::Restore(restore)) => &restore.restore_prefetch,
@@ -353,14 +361,6 @@ pub struct Restore {
     /// What a standby does on a failure other than "not there": ask again, or stop the server
     #[arg(long, value_enum, default_value = "retry")]
     pub on_error: OnError,
-
-    /// File of OpenPGP secret keys that encrypted files are read with
-    #[arg(long, value_name = "FILE")]
-    pub decryption_keys: Option<String>,
-
-    /// Command that prints the passphrase of those keys, where they have one
-    #[arg(long, value_name = "COMMAND")]
-    pub decryption_passphrase_command: Option<String>,
 
     /// Segments fetched ahead during recovery; 0 means none
     #[arg(long, value_name = "NUMBER")]

@@ -286,3 +286,40 @@ fn clearing_removes_the_file_of_exactly_that_name_and_nothing_else() {
     run(&site, &["errors", "--clear", "notes.txt.20261121T101752Z.unknown"]).with(4);
     assert_eq!(tree(&site.storage()), left);
 }
+
+#[test]
+fn hooks_run_around_each_file_that_goes_and_one_that_refuses_keeps_it_and_all_behind_it() {
+    let site = filled(6);
+    let transcript = site.path("transcript");
+    let note = format!(
+        "echo $ARCHIVER_HOOK_NAME $BARMAN_SEGMENT \"$BARMAN_ERROR\" $ARCHIVER_HOOK_RESULT \
+         $(test -e $BARMAN_FILE && echo there) >> {}",
+        transcript.display()
+    );
+    let hooks = ["PRE", "POST"].map(|phase| format!("ARCHIVER_{phase}_WAL_DELETE"));
+    let delete = |before: u32, refusal: &str| {
+        let mut command = program(&site, &["delete", "--before", &site.name(before).to_string(), "--yes", "--quiet"]);
+        for hook in &hooks {
+            command.env(format!("{hook}_SCRIPT"), &note);
+            command.env(format!("{hook}_RETRY_SCRIPT"), format!("{note}{refusal}"));
+        }
+        Ended::of(command.output().unwrap())
+    };
+    delete(2, "").with(0);
+    let expected = |number: u32| {
+        let name = site.name(number);
+        [
+            format!("pre_wal_delete_script {name} there"),
+            format!("pre_wal_delete_retry_script {name} there"),
+            format!("post_wal_delete_retry_script {name} deleted"),
+            format!("post_wal_delete_script {name} deleted"),
+        ]
+    };
+    let told = fs::read_to_string(&transcript).unwrap();
+    let told: Vec<String> = told.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(told, [expected(0), expected(1)].concat());
+
+    let refused = delete(5, &format!("; test $BARMAN_SEGMENT != {} || exit 63", site.name(3))).with(4);
+    assert!(refused.err.contains("pre_wal_delete_retry_script refuses it (exit code 63)"), "{}", refused.err);
+    assert_eq!(site.assert_agreement(), [names(&site, 3..6), vec![HISTORY.to_string()]].concat());
+}
