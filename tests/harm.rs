@@ -1,6 +1,7 @@
 //! Harm done to an archive, as disks and people do it.
 
 use archiver_core::codec::Compression;
+use archiver_core::crypt::Encryption;
 use archiver_core::gaps::{self, Findings};
 use archiver_core::listing::Range;
 use archiver_core::place::Place;
@@ -37,7 +38,12 @@ pub fn remove(place: &Place, name: &WalName) {
 /// Flips one bit, of the data on a page where pages are stored as they are.
 pub fn flip_bit(bytes: &mut [u8], random: u64) {
     const LONG_HEADER_BYTES: usize = 40;
+    // What stands before the content of an encrypted file says for whom it is: without that nobody can look at it.
+    const SESSION_KEYS_BYTES: usize = 1024;
     let at = match Compression::detect(bytes) {
+        None if Encryption::detect(bytes) != Encryption::None => {
+            SESSION_KEYS_BYTES + random as usize % (bytes.len() - SESSION_KEYS_BYTES)
+        }
         None => {
             let (page, offset) = (random as usize % (bytes.len() / PAGE_BYTES), (random >> 20) as usize);
             page * PAGE_BYTES + LONG_HEADER_BYTES + offset % (PAGE_BYTES - LONG_HEADER_BYTES)

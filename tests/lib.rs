@@ -15,6 +15,7 @@ use archiver_core::identity::{Cluster, Identity, Marker};
 use archiver_core::place::Place;
 use archiver_core::pulse::Pulse;
 use archiver_core::wal::{LongPageHeader, Lsn, SegmentName, SegmentSize, Timeline, WalName, magic_of_major};
+use gpg::Gpg;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
@@ -135,6 +136,14 @@ impl Site {
     pub fn with(mut self, setting: Setting, value: &str) -> Self {
         self.set(setting, value);
         self
+    }
+
+    /// The same, encrypting to that key, which has no passphrase, and reading by it.
+    pub fn encrypting(self, gpg: &Gpg, who: &str) -> Self {
+        let [public, secret] = [gpg.public_keys(&[who], false), gpg.secret_keys(&[who], "")];
+        self.with(Setting::Encryption, "openpgp")
+            .with(Setting::EncryptionRecipients, public.to_str().expect("UTF-8"))
+            .with(Setting::DecryptionKeys, secret.to_str().expect("UTF-8"))
     }
 
     /// Another setting from now on.

@@ -7,6 +7,7 @@ use archiver_core::listing::Range;
 use archiver_core::pulse::Pulse;
 use archiver_core::verify::{Request, State, Verified, verify};
 use archiver_core::wal::{SegmentName, WalName};
+use archiver_tests::gpg::Gpg;
 use archiver_tests::harm::{self, Harm, change, flip_bit, judged, new_seed, remove, segments_in, verdicts};
 use archiver_tests::{PAGE_BYTES, Site, archive_file, compressed, eventually, wal_name};
 use std::collections::BTreeSet;
@@ -37,11 +38,10 @@ fn assert_verdict(site: &Site, name: &WalName, state: State, cause: &str) {
 }
 
 /// Six of 2,000 segments come to harm.
-fn six_are_named(compression: &str) {
+fn six_are_named(site: &Site) {
     const SEGMENTS: u32 = 2000;
     let seed = new_seed();
     println!("seed {seed}");
-    let site = Site::new().with(Setting::Compression, compression);
     let archive = site.archive();
     let names: Vec<WalName> = (3000..3000 + SEGMENTS).map(|number| site.name(number)).collect();
     let stored = |number: u32| {
@@ -58,14 +58,14 @@ fn six_are_named(compression: &str) {
     let place = site.place();
     assert!(harm::findings(&place).is_whole());
     let began = Instant::now();
-    let before = all(&site);
-    println!("{SEGMENTS} segments in {compression} verified in {:.1} s", began.elapsed().as_secs_f64());
+    let before = all(site);
+    println!("{SEGMENTS} segments verified in {:.1} s", began.elapsed().as_secs_f64());
     assert_eq!(before.iter().map(|verified| verified.name).collect::<Vec<_>>(), names);
     assert_eq!(judged(&before, State::Ok).len(), names.len());
 
     let harm = Harm::to_six_of(&place, &names, seed);
     assert_eq!(segments_in(&harm::findings(&place), site.cluster.segment_size), harm.removed);
-    let after = all(&site);
+    let after = all(site);
     assert_eq!(after.iter().map(|verified| verified.name).collect::<Vec<_>>(), names);
     assert_eq!(judged(&after, State::Missing), harm.removed);
     assert_eq!(judged(&after, State::Damaged), harm.damaged, "{after:?}");
@@ -74,12 +74,19 @@ fn six_are_named(compression: &str) {
 
 #[test]
 fn of_two_thousand_plain_segments_the_six_that_came_to_harm_are_named() {
-    six_are_named("none");
+    six_are_named(&Site::new().with(Setting::Compression, "none"));
 }
 
 #[test]
 fn of_two_thousand_compressed_segments_the_six_that_came_to_harm_are_named() {
-    six_are_named("zstd");
+    six_are_named(&Site::new().with(Setting::Compression, "zstd"));
+}
+
+#[test]
+fn of_two_thousand_encrypted_segments_the_six_that_came_to_harm_are_named() {
+    let gpg = Gpg::new();
+    gpg.add_key("reader", "future-default", "", "never");
+    six_are_named(&Site::new().encrypting(&gpg, "reader"));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use archiver_core::pulse::Pulse;
 use archiver_core::verify::{Request, State, verify};
 use archiver_core::wal::WalName;
 use archiver_tests::fault_proxy::{Fault, FaultProxy, Rule};
+use archiver_tests::gpg::Gpg;
 use archiver_tests::harm::{self, Harm, judged, new_seed, segments_in, verdicts};
 use archiver_tests::s3_server::S3Server;
 use archiver_tests::{Site, archive_file, compressed, eventually};
@@ -21,12 +22,17 @@ use std::time::{Duration, Instant};
 fn of_two_hundred_segments_the_six_that_came_to_harm_are_named() {
     const SEGMENTS: u32 = 200;
     let bucket = S3Server::ceph().new_bucket();
-    for compression in ["none", "zstd"] {
+    let gpg = Gpg::new();
+    gpg.add_key("reader", "future-default", "", "never");
+    for form in ["none", "zstd", "encrypted"] {
         let seed = new_seed();
         println!("seed {seed}");
         let (_directory, url) = new_url(&bucket, "");
-        let site = Site::new().with(Setting::Storage, &url).with(Setting::Compression, compression);
-        let site = site.with(Setting::ServerName, compression);
+        let site = Site::new().with(Setting::Storage, &url).with(Setting::ServerName, form);
+        let site = match form {
+            "encrypted" => site.encrypting(&gpg, "reader"),
+            compression => site.with(Setting::Compression, compression),
+        };
         let archive = site.archive();
         let names: Vec<WalName> = (4000..4000 + SEGMENTS).map(|number| site.name(number)).collect();
         std::thread::scope(|scope| {
