@@ -8,18 +8,19 @@ use crate::codec::Compression;
 use crate::crypt::Encryption;
 use crate::durable;
 use crate::error::{Error, Kind, Result};
+use crate::file_lock;
 use crate::layout::Format;
 use crate::mode::Mode;
 use crate::pulse::Pulse;
 use crate::wal::WalName;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 /// One archived file, as its line tells it.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,7 +73,6 @@ const MOST_COMPARED: usize = 128;
 const MOST_RECENT: usize = 8192;
 /// How long one call waits for the lock before it gives up and is tried again.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-const LOCK_POLL: Duration = Duration::from_millis(10);
 
 /// The catalogue of one archive.
 pub struct Catalogue {
@@ -160,7 +160,7 @@ impl Catalogue {
         read.map_err(|error| self.failed("read file", &error))
     }
 
-    /// Takes it, and the sums beside it, for this caller alone. Waits a few seconds for whoever holds it, less where the
+    /// Takes it for this caller alone. Waits a few seconds for whoever holds it, less where the
     /// pulse was told to stop.
     pub fn hold(&self) -> Result<Held<'_>> {
         self.hold_until(&self.pulse)
@@ -191,23 +191,16 @@ impl Catalogue {
             Error::io("open lock file", &self.lock_path, &error)
                 .hint("Barman and PostgreSQL must both be allowed to open it: let them share a group and its mode.")
         })?;
-        let deadline = Instant::now() + LOCK_PATIENCE;
-        loop {
-            match lock.try_lock() {
-                Ok(()) => return Ok(lock),
-                Err(TryLockError::Error(error)) => return Err(Error::io("lock file", &self.lock_path, &error)),
-                Err(TryLockError::WouldBlock) if pulse.is_stopped() || Instant::now() >= deadline => {
-                    let path = self.lock_path.display();
-                    return Err(Error::new(
-                        Kind::Storage,
-                        path.to_string(),
-                        format!("could not lock file \"{path}\": another process holds it"),
-                    )
+        match file_lock::acquire(&lock, LOCK_PATIENCE, || pulse.is_stopped()) {
+            Ok(true) => Ok(lock),
+            Ok(false) => {
+                let path = self.lock_path.display();
+                let message = format!("could not lock file \"{path}\": another process holds it");
+                Err(Error::new(Kind::Storage, path.to_string(), message)
                     .hint("Barman holds it while it archives or deletes; the file is tried again by itself.")
-                    .retry_if(true));
-                }
-                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_POLL),
+                    .retry_if(true))
             }
+            Err(error) => Err(Error::io("lock file", &self.lock_path, &error)),
         }
     }
 
@@ -294,7 +287,7 @@ impl Catalogue {
     }
 }
 
-/// The catalogue while nobody else writes to it or to the sums: archiving and Barman wait for whoever has this.
+/// The catalogue while nobody else writes to it: archiving and Barman wait for whoever has this.
 pub struct Held<'a> {
     catalogue: &'a Catalogue,
     seen: MutexGuard<'a, Seen>,

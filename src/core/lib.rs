@@ -16,7 +16,7 @@
 //! `process` runs programs of others; on it stand `hooks`, around a file, and `filter`, between two streams.
 //! `lineage` tells what the history files of an archive say of its timelines, `rebuild` makes its records anew.
 //! `queue`, `state` and `set_aside` tell what waits, how the archiver process stands, and what was set aside.
-//! `data_directory` tells whose WAL it is where no server does, and whether one recovers there. `durable`, `owner`, `stamp` and `sys` are what the
+//! `data_directory` tells whose WAL it is where no server does, and whether one recovers there. `durable`, `file_lock`, `owner`, `stamp` and `sys` are what the
 //! file-system rooms stand on, `pulse`, `threads`, `in_order` and `single_flight` what works beside threads that wait. Nothing here knows pgrx.
 #![deny(unsafe_code)]
 
@@ -30,6 +30,7 @@ pub mod data_directory;
 pub mod deletion;
 pub mod durable;
 pub mod error;
+mod file_lock;
 pub mod filter;
 pub mod gaps;
 pub mod hash;

@@ -8,15 +8,17 @@
 //! which nobody could tell any more if the archiver died right after it stored the file.
 
 use crate::durable;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::file_lock;
 use crate::hash::{Hash, Noted, NotedHash};
 use crate::mode::Mode;
 use crate::wal::WalName;
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 /// What one line says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +31,34 @@ pub struct Sum {
 
 /// Far beyond the 4,096 lines of a directory of 1 MB segments with labels.
 const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// How long one call waits for another that makes the file anew.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// A file that is made anew more often meanwhile than this is no file to write to.
+const MOST_ATTEMPTS: usize = 16;
+
+/// Opens the sums file at `path`, for this caller alone: what is opened is what stands there, and nobody makes it anew
+/// before it is closed. Nothing where `open` finds none.
+fn hold(path: &Path, mut open: impl FnMut() -> io::Result<Option<File>>) -> Result<Option<File>> {
+    let failed = |error: &io::Error| Error::io("open file", path, error);
+    for _ in 0..MOST_ATTEMPTS {
+        let Some(file) = open().map_err(|error| failed(&error))? else { return Ok(None) };
+        if !file_lock::acquire(&file, LOCK_PATIENCE, || false).map_err(|error| Error::io("lock file", path, &error))? {
+            break;
+        }
+        let ours = file.metadata().map_err(|error| failed(&error))?;
+        match fs::symlink_metadata(path) {
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => return Ok(Some(file)),
+            // Replaced or removed while it was waited for.
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(&error)),
+        }
+    }
+    let shown = path.display().to_string();
+    let message = format!("could not lock file \"{shown}\": another process holds it");
+    Err(Error::new(Kind::Storage, shown, message).retry_if(true))
+}
 
 /// Appends a line to the sums file at `path`, making it and its directory where they are missing.
 pub fn append(path: &Path, name: &WalName, sum: &Sum, mode: Mode) -> Result<()> {
@@ -47,24 +77,22 @@ fn line(name: &WalName, sum: &Sum) -> String {
     format!("{name} {} {} {}", sum.noted.size, sum.noted.hash, sum.stored_size)
 }
 
-fn append_line(path: &Path, line: &str, mode: Mode) -> Result<fs::File> {
+fn append_line(path: &Path, line: &str, mode: Mode) -> Result<File> {
     let failed = |error: &io::Error| Error::io("write file", path, error);
     let open = || {
-        OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(mode.file())
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(path)
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true).mode(mode.file()).custom_flags(libc::O_NOFOLLOW);
+        options.open(path).map(Some)
     };
-    let mut file = match open() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+    let file = match hold(path, open) {
+        Err(error) if error.is_missing_file() => {
             durable::create_directory(durable::directory_of(path), mode)?;
-            open().map_err(|error| failed(&error))?
+            hold(path, open)?
         }
-        other => other.map_err(|error| failed(&error))?,
+        other => other?,
     };
+    // It is made where it is missing.
+    let mut file = file.ok_or_else(|| failed(&io::ErrorKind::NotFound.into()))?;
     let length = file.metadata().map_err(|error| failed(&error))?.len();
     let mut line = format!("{line}\n");
     let mut last = [b'\n'];
@@ -123,7 +151,7 @@ pub fn names(folder: &Path) -> Result<BTreeSet<WalName>> {
 /// The text of a sums file; none where there is no file.
 fn read(path: &Path) -> Result<String> {
     let mut text = Vec::new();
-    match fs::File::open(path).and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut text)) {
+    match File::open(path).and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut text)) {
         Ok(_) => Ok(String::from_utf8_lossy(&text).into_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(error) => Err(Error::io("read file", path, &error)),
@@ -132,9 +160,8 @@ fn read(path: &Path) -> Result<String> {
 
 /// Leaves out every line of the sums file at `path` whose first field is the name of a file that `stays` does not want,
 /// all in one step; answers whether a line went. Other lines stay as they are, also those that nobody can read. The file
-/// itself goes where no line of a file is left and `is_needed` is not set; else the new one is made in `staging`.
-///
-/// Nobody may append to it meanwhile: the catalogue is held.
+/// itself goes where no line of a file is left and `is_needed` is not set; else the new one is made in `staging`. Who wants
+/// to append to it meanwhile waits, and then appends to the new one.
 pub fn retain(
     path: &Path,
     staging: &Path,
@@ -142,11 +169,14 @@ pub fn retain(
     mut stays: impl FnMut(&WalName) -> Result<bool>,
 ) -> Result<bool> {
     let failed = |action: &str, error: &io::Error| Error::io(action, path, error);
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(failed("read file", &error)),
+    let open = || match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     };
+    let Some(mut held) = hold(path, open)? else { return Ok(false) };
+    let mut text = Vec::new();
+    held.read_to_end(&mut text).map_err(|error| failed("read file", &error))?;
     let (mut kept, mut names, mut has_changed) = (Vec::with_capacity(text.len()), 0_u64, false);
     for line in text.split_inclusive(|&byte| byte == b'\n') {
         match name_of(line) {
@@ -230,6 +260,26 @@ mod tests {
     }
 
     #[test]
+    fn a_line_that_is_appended_while_the_file_is_made_anew_is_in_the_new_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("0000000100000000");
+        let name = |number: u32| WalName::parse(&format!("0000000100000000{number:08X}")).unwrap();
+        append(&path, &name(0), &sum(b"0"), Mode::PRIVATE).unwrap();
+        std::thread::scope(|scope| {
+            let appending = scope.spawn(|| {
+                (1..500).for_each(|number| append(&path, &name(number), &sum(b"x"), Mode::PRIVATE).unwrap());
+            });
+            while !appending.is_finished() {
+                // Each with an even number goes; where none is left, the whole file.
+                let is_odd = |name: &WalName| Ok(name.to_string().ends_with(['1', '3', '5', '7', '9', 'B', 'D', 'F']));
+                retain(&path, directory.path(), false, is_odd).unwrap();
+            }
+        });
+        let found = find_all(&path).unwrap();
+        assert!((1..500).step_by(2).all(|number| found.contains_key(&name(number))), "{}", found.len());
+    }
+
+    #[test]
     fn lines_of_other_files_stay_as_they_are_also_longer_and_torn_ones() {
         let directory = tempfile::tempdir().unwrap();
         let staging = directory.path().join("staging");
@@ -247,7 +297,7 @@ mod tests {
         assert!(!without_one(false).unwrap());
 
         fs::write(&path, format!("{one} 1 x 2\n{kept}")).unwrap();
-        let failed = retain(&path, &staging, true, |_| Err(Error::new(crate::Kind::Storage, "x", "unreadable")));
+        let failed = retain(&path, &staging, true, |_| Err(Error::new(Kind::Storage, "x", "unreadable")));
         assert_eq!(failed.unwrap_err().message(), "unreadable");
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{one} 1 x 2\n{kept}"));
 

@@ -265,8 +265,6 @@ impl Archive {
     pub fn record(&self, files: &[StoredFile]) -> Result<()> {
         let place = self.place()?;
         let Some(records) = &place.records else { return Ok(()) };
-        // Sums, too: a deletion may be making their file anew.
-        let mut catalogue = records.catalogue.hold()?;
         for file in files {
             let content = Content { size: file.plain_size, hash: file.hash };
             let Some(noted) = self.noted(&content, file.format.encryption) else { continue };
@@ -287,7 +285,7 @@ impl Archive {
                 created: file.created,
             })
             .collect();
-        catalogue.record(&lines)
+        records.catalogue.record(&lines)
     }
 
     /// How files are encrypted.

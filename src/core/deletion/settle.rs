@@ -38,17 +38,21 @@ pub fn settle(place: &Place, horizon: &Horizon) -> Result<Settled> {
     records.sweep_staging()?;
     let sums = touched(&records.root().join(layout.sums_folder()), horizon)?;
 
-    // From here on nobody archives: a file that is not there is not about to get a line.
-    let mut catalogue = records.catalogue.hold_to_finish()?;
-    let mut files = Files { records, layout, folders: HashMap::new() };
-    let mut stays = |name: &WalName| Ok(!horizon.covers(name) || files.holds(name)?);
-    let retained = catalogue.retain(staging, &mut stays)?;
+    let stays = |files: &mut Files<'_>, name: &WalName| Ok(!horizon.covers(name) || files.holds(name)?);
+    let files = || Files { records, layout, folders: HashMap::new() };
+    let retained = {
+        // From here on nobody records: a file that is not there is not about to get a line.
+        let mut catalogue = records.catalogue.hold_to_finish()?;
+        let mut there = files();
+        catalogue.retain(staging, |name| stays(&mut there, name))?
+    };
     for path in sums {
         // Before the first file of a new directory has its sum, the directory is there.
         let is_needed = path.file_name().is_some_and(|name| wals.join(name).exists());
-        sums::retain(&path, staging, is_needed, &mut stays)?;
+        // Looked at again: while the file of sums is held nothing is noted in it.
+        let mut there = files();
+        sums::retain(&path, staging, is_needed, |name| stays(&mut there, name))?;
     }
-    drop(catalogue);
     Ok(Settled {
         lines: retained.removed,
         broken: broken_lines(&records.catalogue.path().display().to_string(), retained),
