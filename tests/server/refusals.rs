@@ -264,6 +264,8 @@ fn another_file_of_the_same_name_is_never_overwritten() {
     cluster.write_segments(1);
     cluster.wait_for_stall();
     let name = cluster.status_files("ready").into_iter().next().expect("a waiting file");
+    let sums = cluster.archive().join("main/sums").join(&name[..16]);
+    wait_until("its sum is noted", || fs::read_to_string(&sums).is_ok_and(|text| text.contains(&name)));
     let stored = cluster.stored()[&name].clone();
     let other = cluster.stored().into_values().next().expect("a stored file");
     let mark = cluster.log_mark();
