@@ -145,6 +145,9 @@ fn a_lock_held_by_barman_delays_the_line_and_loses_none() {
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| archive_file(&archive, &file));
         eventually("the file is stored", || site.stored(&file.name).exists());
+        // Its sum does not wait: it tells what was stored, should there never be a line.
+        let sums = site.storage().join("main/sums/0000000100000000");
+        eventually("its sum is noted", || fs::read_to_string(&sums).unwrap().lines().count() == 2);
         assert!(!waiting.is_finished());
         assert_eq!(site.catalogue().len(), 1);
         lock.unlock().unwrap();
