@@ -139,6 +139,7 @@ COMMENT ON FUNCTION archiver.delete_wal(text, boolean) IS 'archived files before
 COMMENT ON FUNCTION archiver.list_wal(text, text) IS 'archived files between two names, both included';
 COMMENT ON FUNCTION archiver.gaps() IS 'segments that the archive lacks between those that it holds';
 COMMENT ON FUNCTION archiver.verify(text, text) IS 'whether each archived file between two names, both included, is what was archived';
+COMMENT ON FUNCTION archiver.rebuild_catalogue() IS 'makes catalogue and sums of a local archive anew from what is stored';
 COMMENT ON FUNCTION archiver.error_rows() IS 'what archiver.errors() is made from';
 COMMENT ON FUNCTION archiver.status() IS 'how archiving stands, one row';
 COMMENT ON VIEW archiver.status IS 'how archiving stands, one row';

@@ -81,6 +81,8 @@ pub enum Command {
     Verify(Verify),
     /// Say which segments the archive lacks
     Gaps(Gaps),
+    /// Make the records of a local archive anew
+    Rebuild(Rebuild),
     /// Show how archiving stands
     Status(Status),
     /// Judge whether archiving works
@@ -240,6 +242,21 @@ pub struct Verify {
     archiver gaps --json | jq 'map(.segments) | add'")]
 pub struct Gaps {
     /// One JSON array of objects
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Catalogue and sums are made from what is stored: a file whose sum is missing is read back, a sum that fits \
+    stays, lines keep their order, and lines of files that are not there go and are told. Archiving may go on meanwhile. \
+    Nothing else is changed; a damaged file gets no new sum. A bucket has no records.\n\n\
+    Exit codes: 0 done; 1 done, but for files that could not be read; 2 usage; 3 configuration, also where a bucket is \
+    meant; 4 storage or anything else, also where no archive is to be seen, or another cluster's.\n\n\
+    Example:\n  archiver --storage file:///srv/wal rebuild"
+)]
+pub struct Rebuild {
+    /// One JSON object
     #[arg(long)]
     pub json: bool,
 }

@@ -42,6 +42,7 @@ fn run(arguments: &Arguments) -> u8 {
         Command::Exists(exists) => commands::list::exists(arguments, exists),
         Command::Verify(verify) => commands::verify::run(arguments, verify),
         Command::Gaps(gaps) => commands::gaps::run(arguments, gaps),
+        Command::Rebuild(rebuild) => commands::rebuild::run(arguments, rebuild),
         Command::Status(status) => commands::status::status(arguments, status),
         Command::Check(check) => commands::check::check(arguments, check),
     };

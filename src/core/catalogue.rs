@@ -305,6 +305,55 @@ pub struct Retained {
     pub first_broken: Option<(u64, String)>,
 }
 
+/// What [`Held::rewrite`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rewritten {
+    /// Lines in it now.
+    pub lines: u64,
+    /// Those that were missing.
+    pub added: u64,
+    /// Those that said something else, or stood there twice.
+    pub changed: u64,
+    /// Files that had a line and are not there.
+    pub dropped: Vec<WalName>,
+    /// Lines that nobody can read: number, from 1, and text.
+    pub broken: Vec<(u64, String)>,
+}
+
+impl Rewritten {
+    /// Goes through the old lines, and writes what takes the place of each.
+    fn take_lines(
+        &mut self,
+        catalogue: &Catalogue,
+        old: &mut File,
+        stored: &mut HashMap<WalName, Entry>,
+        find: &mut impl FnMut(&WalName) -> Result<Option<Entry>>,
+        write: &mut impl FnMut(&Entry) -> Result<String>,
+    ) -> Result<()> {
+        let (mut number, mut seen) = (0, HashSet::new());
+        catalogue.each_line(old, |line| {
+            number += 1;
+            let Some(name) = entry_name(line) else {
+                self.broken.push((number, shown(line)));
+                return Ok(());
+            };
+            if !seen.insert(name) {
+                self.changed += 1;
+                return Ok(());
+            }
+            let listed = stored.remove(&name);
+            let Some(entry) = listed.map_or_else(|| find(&name), |entry| Ok(Some(entry)))? else {
+                self.dropped.push(name);
+                return Ok(());
+            };
+            let new = write(&entry)?;
+            self.lines += 1;
+            self.changed += u64::from(new.as_bytes() != line);
+            Ok(())
+        })
+    }
+}
+
 impl Held<'_> {
     /// Sees to it that each of these files has its one line, durably.
     pub fn record(&mut self, lines: &[NewLine]) -> Result<()> {
@@ -381,6 +430,53 @@ impl Held<'_> {
         match failure {
             Some(error) => Err(error),
             None => rewritten.map(|()| retained),
+        }
+    }
+
+    /// Makes the catalogue anew in one step, one line for each of `stored`, which are as they were listed; `find` is asked
+    /// for files that were stored or deleted since. Files that had a line keep their place, the others follow in the order
+    /// given. Lines of files that are not there go, and so do those that nobody can read. The new file is made in `staging`.
+    pub fn rewrite(
+        &mut self,
+        staging: &Path,
+        stored: Vec<Entry>,
+        mut find: impl FnMut(&WalName) -> Result<Option<Entry>>,
+    ) -> Result<Rewritten> {
+        let catalogue = self.catalogue;
+        let old = self.open_existing()?;
+        let order: Vec<WalName> = stored.iter().map(|entry| entry.name).collect();
+        let mut stored: HashMap<WalName, Entry> = stored.into_iter().map(|entry| (entry.name, entry)).collect();
+        let (mut rewritten, mut failure) = (Rewritten::default(), None);
+        let written = durable::make_or_rewrite_file(&catalogue.path, staging, catalogue.mode, |out| {
+            let mut out = io::BufWriter::with_capacity(64 << 10, out);
+            let mut write = |entry: &Entry| {
+                let line = entry.line();
+                out.write_all(line.as_bytes()).map_err(|error| catalogue.failed("rewrite file", &error))?;
+                Ok(line)
+            };
+            let done = (|| {
+                if let Some(mut old) = old {
+                    rewritten.take_lines(catalogue, &mut old, &mut stored, &mut find, &mut write)?;
+                }
+                for name in order {
+                    // Not one that was deleted since, and whose line is gone with it.
+                    if stored.remove(&name).is_some()
+                        && let Some(entry) = find(&name)?
+                    {
+                        write(&entry)?;
+                        rewritten.lines += 1;
+                        rewritten.added += 1;
+                    }
+                }
+                Ok(())
+            })();
+            failure = done.err();
+            if failure.is_some() { Err(io::Error::other("could not be made anew")) } else { out.flush() }
+        });
+        *self.seen = Seen::default();
+        match failure {
+            Some(error) => Err(error),
+            None => written.map(|()| rewritten),
         }
     }
 

@@ -126,6 +126,12 @@ impl<'a> StagedFile<'a> {
         self.file.sync_all().map_err(|error| self.failed("fsync", &error))
     }
 
+    fn set_mode(&self, mode: Mode) -> Result<()> {
+        self.file
+            .set_permissions(Permissions::from_mode(mode.file()))
+            .map_err(|error| self.failed("set permissions of", &error))
+    }
+
     /// Gives it owner, group and access rights of another file, whose other users must be able to use this one, too.
     pub fn take_rights_of(&self, other: &fs::Metadata) -> Result<()> {
         let ours = self.file.metadata().map_err(|error| self.failed("stat", &error))?;
@@ -234,10 +240,35 @@ pub fn replace_file(path: &Path, content: &[u8], is_durable: bool) -> Result<()>
 /// access rights stay. The new file is made in `staging`, on the same file system.
 pub fn rewrite_file(path: &Path, staging: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let rights = fs::metadata(path).map_err(|error| Error::io("stat file", path, &error))?;
+    write_anew(path, staging, write, |staged| staged.take_rights_of(&rights))
+}
+
+/// The same where no file may stand yet: a new one has that mode.
+pub fn make_or_rewrite_file(
+    path: &Path,
+    staging: &Path,
+    mode: Mode,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(rights) => write_anew(path, staging, write, |staged| staged.take_rights_of(&rights)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            write_anew(path, staging, write, |staged| staged.set_mode(mode))
+        }
+        Err(error) => Err(Error::io("stat file", path, &error)),
+    }
+}
+
+fn write_anew(
+    path: &Path,
+    staging: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    set_rights: impl FnOnce(&StagedFile<'_>) -> Result<()>,
+) -> Result<()> {
     let pulse = Pulse::new();
     let mut staged = StagedFile::create(staging, "", Mode::PRIVATE, &pulse)?;
     write(&mut staged).map_err(|error| staged.failed("write", &error))?;
-    staged.take_rights_of(&rights)?;
+    set_rights(&staged)?;
     staged.sync(None)?;
     staged.replace(path)?;
     sync_directory(directory_of(path))

@@ -47,6 +47,7 @@ pub mod place;
 pub mod process;
 pub mod pulse;
 pub mod queue;
+pub mod rebuild;
 pub mod report;
 pub mod restore;
 pub mod server_conf;

@@ -17,11 +17,11 @@ use crate::store::{Listed, LocalStore, Meta, Object, Store};
 use crate::sums::{self, Sum};
 use crate::wal::{LongPageHeader, WalName};
 use nix::unistd::geteuid;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,6 +103,21 @@ impl Records {
     /// The noted sums of all files that share a hash directory with this one.
     pub fn find_neighbouring_sums(&self, layout: &Layout, name: &WalName) -> Result<HashMap<WalName, Sum>> {
         sums::find_all(&self.root.join(layout.sums_key(name)))
+    }
+
+    /// Where the sum of a stored file is noted.
+    pub fn sums_path(&self, layout: &Layout, name: &WalName) -> PathBuf {
+        self.root.join(layout.sums_key(name))
+    }
+
+    /// Makes one file of sums anew, as [`sums::rewrite`] does; answers how many lines went.
+    pub fn rewrite_sums(
+        &self,
+        path: &Path,
+        made: BTreeMap<WalName, Sum>,
+        is_stored: impl FnMut(&WalName) -> Result<bool>,
+    ) -> Result<u64> {
+        sums::rewrite(path, self.make_staging()?, self.mode, made, is_stored)
     }
 
     /// The files that sums or catalogue name.
@@ -411,7 +426,7 @@ mod tests {
     use std::time::SystemTime;
 
     /// A place that is named as in cloud storage.
-    fn cloud(root: &std::path::Path) -> Place {
+    fn cloud(root: &Path) -> Place {
         let layout = Layout::new(ServerName::parse("main").unwrap(), Naming::Suffixed);
         let store = LocalStore::open(root, &layout.staging_folder(), Mode::PRIVATE, Arc::default()).unwrap();
         let (likely_format, secret_keys, hash_key) = (Compression::Gzip.into(), SecretKeys::none(), None);

@@ -13,11 +13,11 @@ use crate::file_lock;
 use crate::hash::{Hash, Noted, NotedHash};
 use crate::mode::Mode;
 use crate::wal::WalName;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// What one line says.
@@ -132,20 +132,29 @@ pub fn find_all(path: &Path) -> Result<HashMap<WalName, Sum>> {
 
 /// The files that all sums files in `folder` tell of; none where there is no folder.
 pub fn names(folder: &Path) -> Result<BTreeSet<WalName>> {
+    let mut names = BTreeSet::new();
+    for path in paths(folder)? {
+        names.extend(find_all(&path)?.into_keys());
+    }
+    Ok(names)
+}
+
+/// The sums files in `folder`; none where there is no folder.
+pub fn paths(folder: &Path) -> Result<Vec<PathBuf>> {
     let unreadable = |error: &io::Error| Error::io("read directory", folder, error);
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(unreadable(&error)),
     };
-    let mut names = BTreeSet::new();
+    let mut paths = Vec::new();
     for entry in entries {
         let path = entry.map_err(|error| unreadable(&error))?.path();
         if path.is_file() {
-            names.extend(find_all(&path)?.into_keys());
+            paths.push(path);
         }
     }
-    Ok(names)
+    Ok(paths)
 }
 
 /// The text of a sums file; none where there is no file.
@@ -195,6 +204,133 @@ pub fn retain(
         durable::rewrite_file(path, staging, |out| out.write_all(&kept))?;
     }
     Ok(has_changed)
+}
+
+/// Makes the sums file at `path` anew in one step: the line that counts of each stored file stays as it is, unless `made`
+/// has a new sum of it; other sums of `made` follow. What was announced of a file stays until it has a sum. Lines that a
+/// later one outdates go, lines of files that `is_stored` does not know, and what nobody can read; answers how many of
+/// the latter two. A file that is left empty goes, too.
+///
+/// Who wants to append to it meanwhile waits, and then appends to the new one.
+pub fn rewrite(
+    path: &Path,
+    staging: &Path,
+    mode: Mode,
+    mut made: BTreeMap<WalName, Sum>,
+    mut is_stored: impl FnMut(&WalName) -> Result<bool>,
+) -> Result<u64> {
+    let failed = |action: &str, error: &io::Error| Error::io(action, path, error);
+    let may_be_made = !made.is_empty();
+    if may_be_made {
+        durable::create_directory(durable::directory_of(path), mode)?;
+    }
+    let open = || {
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(may_be_made).mode(mode.file()).custom_flags(libc::O_NOFOLLOW);
+        match options.open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    let Some(held) = hold(path, open)? else { return Ok(0) };
+    let mut old = Vec::new();
+    (&held).take(MAX_FILE_BYTES).read_to_end(&mut old).map_err(|error| failed("read file", &error))?;
+    if old.len() as u64 == MAX_FILE_BYTES {
+        let message = format!("file \"{}\" is longer than any file of sums", path.display());
+        return Err(Error::new(Kind::Damaged, path.display().to_string(), message));
+    }
+    if old.is_empty() {
+        held.set_permissions(Permissions::from_mode(mode.file()))
+            .map_err(|error| failed("set permissions of", &error))?;
+    }
+    let old = String::from_utf8_lossy(&old);
+    let (mut text, mut dropped) = (String::with_capacity(old.len()), 0);
+    let lines = Lines::of(&old);
+    for (at, line) in old.lines().enumerate() {
+        match lines.part(at, line) {
+            Part::Sum(name) => match made.remove(&name) {
+                Some(sum) => text.push_str(&self::line(&name, &sum)),
+                None if is_stored(&name)? => text.push_str(line),
+                None => {
+                    dropped += 1;
+                    continue;
+                }
+            },
+            Part::Announced(name) => {
+                let has_sum = made.contains_key(&name) || lines.sums.contains_key(&name) && is_stored(&name)?;
+                if has_sum {
+                    continue;
+                }
+                text.push_str(line);
+            }
+            Part::Outdated => continue,
+            Part::Unreadable => {
+                dropped += u64::from(!line.is_empty());
+                continue;
+            }
+        }
+        text.push('\n');
+    }
+    made.iter().for_each(|(name, sum)| text.extend([line(name, sum).as_str(), "\n"]));
+    if text.is_empty() {
+        fs::remove_file(path).map_err(|error| failed("remove file", &error))?;
+        durable::sync_directory(durable::directory_of(path))?;
+    } else if text != old {
+        durable::rewrite_file(path, staging, |out| out.write_all(text.as_bytes()))?;
+    }
+    Ok(dropped)
+}
+
+/// What a line is among the others of its file.
+enum Part {
+    /// The one that counts of that file.
+    Sum(WalName),
+    /// The newest of what was announced of a file.
+    Announced(WalName),
+    /// A later one counts.
+    Outdated,
+    Unreadable,
+}
+
+/// Where the lines that count stand.
+struct Lines {
+    sums: HashMap<WalName, usize>,
+    announced: HashMap<WalName, usize>,
+}
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        let mut lines = Lines { sums: HashMap::new(), announced: HashMap::new() };
+        for (at, line) in text.lines().enumerate() {
+            match kind_of(line) {
+                Some((name, false)) => lines.sums.insert(name, at),
+                Some((name, true)) => lines.announced.insert(name, at),
+                None => None,
+            };
+        }
+        lines
+    }
+
+    fn part(&self, at: usize, line: &str) -> Part {
+        match kind_of(line) {
+            Some((name, false)) if self.sums.get(&name) == Some(&at) => Part::Sum(name),
+            Some((name, true)) if self.announced.get(&name) == Some(&at) => Part::Announced(name),
+            Some(_) => Part::Outdated,
+            None => Part::Unreadable,
+        }
+    }
+}
+
+/// The file that a line tells of, and whether that was only announced: such a line has one field more.
+fn kind_of(line: &str) -> Option<(WalName, bool)> {
+    let name = line.split(' ').next()?;
+    let known = WalName::parse(name).ok()?;
+    if parse_line(line, name).is_some() {
+        return Some((known, false));
+    }
+    let (sum, _) = line.rsplit_once(' ')?;
+    parse_line(sum, name).map(|_| (known, true))
 }
 
 /// The name in front of a line.

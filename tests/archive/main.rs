@@ -11,6 +11,7 @@ mod identity;
 mod incoming;
 mod listing;
 mod pool;
+mod rebuild;
 mod records;
 mod restore;
 mod sources;

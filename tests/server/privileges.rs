@@ -19,8 +19,12 @@ fn only_monitors_see_the_status_and_only_superusers_probe() {
         assert!(refused.contains("permission denied for"), "{refused}");
         assert_eq!(cluster.psql_as("monitor", query).as_deref(), Ok("t"), "{query}");
     }
-    // What reads every file of the archive is for those whom a superuser names.
-    let reading = ["SELECT count(*) > 0 FROM archiver.verify()", "SELECT count(*) = 0 FROM archiver.gaps()"];
+    // What reads every file of the archive, or writes there, is for those whom a superuser names.
+    let reading = [
+        "SELECT count(*) > 0 FROM archiver.verify()",
+        "SELECT count(*) = 0 FROM archiver.gaps()",
+        "SELECT files > 0 FROM archiver.rebuild_catalogue()",
+    ];
     for query in reading {
         for role in ["plain", "monitor"] {
             let refused = cluster.psql_as(role, query).expect_err(query);
@@ -30,7 +34,8 @@ fn only_monitors_see_the_status_and_only_superusers_probe() {
     }
     cluster.psql(
         "GRANT USAGE ON SCHEMA archiver TO plain; \
-         GRANT EXECUTE ON FUNCTION archiver.verify(text, text), archiver.gaps() TO plain",
+         GRANT EXECUTE ON FUNCTION archiver.verify(text, text), archiver.gaps(), archiver.rebuild_catalogue() \
+         TO plain",
     );
     for query in reading {
         assert_eq!(cluster.psql_as("plain", query).as_deref(), Ok("t"), "{query}");

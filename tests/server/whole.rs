@@ -190,3 +190,36 @@ fn a_verification_that_is_cancelled_ends_within_a_second() {
             == "0"
     });
 }
+
+#[test]
+fn records_are_made_anew_while_the_archiver_works() {
+    let cluster = started();
+    cluster.psql("CREATE EXTENSION archiver");
+    cluster.write_segments(4);
+    cluster.drain();
+    let before = cluster.psql("SELECT * FROM archiver.rebuild_catalogue()");
+    assert_eq!(before, format!("{}|0|0|0|0|0|0", cluster.stored().len()));
+    for round in 0..5 {
+        cluster.write_backlog(12);
+        let done = cluster.psql("SELECT lines_dropped, sums_dropped, unread FROM archiver.rebuild_catalogue()");
+        assert_eq!(done, "0|0|0", "round {round}");
+    }
+    cluster.drain();
+    cluster.assert_one_line_each();
+    assert_whole(&cluster, &cluster);
+    // Without any record it makes them all, as the same user; what was lost is told.
+    let names: Vec<String> = cluster.stored().into_keys().collect();
+    fs::remove_file(&cluster.stored()[&names[1]]).expect("remove");
+    fs::remove_dir_all(cluster.archive().join("main/sums")).expect("remove the sums");
+    let mut psql = cluster.client("psql");
+    let call = "SELECT files, lines_dropped, sums_made FROM archiver.rebuild_catalogue()";
+    let output = psql.args(["-XAtq", "-d", "postgres", "-c", call]).output().expect("run psql");
+    let left = names.len() - 1;
+    assert_eq!(text(&output.stdout), format!("{left}|1|{left}\n"));
+    let warning = format!("WARNING:  the catalogue named \"{}\"", names[1]);
+    assert!(text(&output.stderr).contains(&warning), "{}", text(&output.stderr));
+    cluster.assert_one_line_each();
+    cluster.write_segments(2);
+    cluster.drain();
+    cluster.assert_one_line_each();
+}

@@ -6,6 +6,7 @@ pub mod delete;
 pub mod errors;
 pub mod gaps;
 pub mod list;
+pub mod rebuild;
 pub mod restore;
 pub mod status;
 pub mod verify;

@@ -133,6 +133,8 @@ fn receive_into(
 pub(crate) struct Received {
     /// Its plain content.
     pub content: Content,
+    /// Bytes as stored.
+    pub stored_size: u64,
     /// Whether that was compared with what was noted when the file was stored; Barman notes nothing.
     pub is_compared: bool,
 }
@@ -154,7 +156,7 @@ pub(crate) fn receive(
 ) -> Result<Received> {
     let unfit = |cause: &io::Error| Error::of_stored_copy(location, cause, DAMAGE_HINT);
     let damaged = |cause: String| damaged(location, cause);
-    let expected = object.meta.content;
+    let (expected, stored_size) = (object.meta.content, object.meta.stored_size);
     let mut decoder = place.decode(object.body, LONGEST_SEGMENT).map_err(|error| unfit(&error))?;
     let mut hasher = blake3::Hasher::new();
     let mut head = Vec::with_capacity(LongPageHeader::LENGTH);
@@ -217,7 +219,7 @@ pub(crate) fn receive(
             (Some(false), _) => return Err(damaged("it reads as another content than was stored".to_string())),
         }
     }
-    Ok(Received { content, is_compared })
+    Ok(Received { content, stored_size, is_compared })
 }
 
 /// The same failure to decode, with the place where it happened; the storage's own failures tell theirs.

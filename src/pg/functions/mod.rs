@@ -9,6 +9,7 @@ mod errors;
 mod gaps;
 mod list;
 mod queue;
+mod rebuild;
 mod status;
 mod verify;
 
@@ -98,6 +99,7 @@ extension_sql_file!(
         delete::delete_wal,
         gaps::gaps,
         verify::verify,
+        rebuild::rebuild_catalogue,
     ],
     finalize
 );

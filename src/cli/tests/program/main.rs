@@ -5,6 +5,7 @@ mod deleting;
 mod hooks;
 mod listing;
 mod prefetching;
+mod rebuilding;
 mod verifying;
 
 use archiver_tests::Site;

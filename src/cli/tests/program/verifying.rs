@@ -5,7 +5,8 @@ use archiver_core::config::Setting;
 use archiver_tests::harm::{change, remove};
 use archiver_tests::{Site, archive_file, wal_name};
 use serde_json::json;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -80,6 +81,20 @@ fn a_broken_history_file_keeps_gaps_from_saying_that_there_are_none() {
     assert_eq!(gaps.out, "");
     assert!(gaps.err.starts_with("archiver: gaps may be hidden: the archived copy \""), "{}", gaps.err);
     assert!(gaps.err.contains("00000003.history\" is damaged: line 1 "), "{}", gaps.err);
+}
+
+#[test]
+fn a_terminal_shows_a_bar_and_the_output_none() {
+    let site = archived();
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let verifying = program(&site, &["verify"]).stdout(Stdio::piped()).stderr(terminal.slave).output().unwrap();
+    let summary = "total: 6, ok: 6, unverified: 0, damaged: 0, missing: 0, unreadable: 0\n";
+    assert_eq!(String::from_utf8(verifying.stdout).unwrap(), summary);
+    let mut shown = Vec::new();
+    // Its end is an error, once nobody writes to the other side any more.
+    let _ = File::from(terminal.master).read_to_end(&mut shown);
+    let shown = String::from_utf8_lossy(&shown);
+    assert!(shown.contains("/6 files, "), "{shown:?}");
 }
 
 #[test]
