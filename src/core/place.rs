@@ -95,6 +95,11 @@ impl Records {
         sums::find_announced(&self.root.join(layout.sums_key(name)), name, stored)
     }
 
+    /// Whether anything was announced of that file.
+    pub fn is_announced(&self, layout: &Layout, name: &WalName) -> Result<bool> {
+        sums::is_announced(&self.root.join(layout.sums_key(name)), name)
+    }
+
     /// The noted sum of a stored file.
     pub fn find_sum(&self, layout: &Layout, name: &WalName) -> Result<Option<Sum>> {
         sums::find(&self.root.join(layout.sums_key(name)), name)

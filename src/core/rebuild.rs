@@ -171,12 +171,18 @@ fn make_sums(
 fn sum_of(inspector: &Inspector<'_>, records: &Records, name: &WalName, encryption: Encryption) -> Result<Option<Sum>> {
     let place = inspector.place;
     let key = key_of(place, name);
-    if encryption != Encryption::None {
+    let stored = match encryption {
+        Encryption::None => None,
+        _ => match stored_hash(inspector, &key)? {
+            None => return Ok(None),
+            stored => stored,
+        },
+    };
+    if let Some(stored) = &stored
+        && let Some(announced) = records.find_announced_sum(&place.layout, name, stored)?
+    {
         // Without any key: the archiver told beforehand what is in a file of that hash.
-        let Some(stored) = stored_hash(inspector, &key)? else { return Ok(None) };
-        if let Some(announced) = records.find_announced_sum(&place.layout, name, &stored)? {
-            return Ok(Some(announced));
-        }
+        return Ok(Some(announced));
     }
     let Some(received) = inspector.inspect(name, &key)? else { return Ok(None) };
     let noted = match (encryption, &place.hash_key) {
@@ -184,7 +190,12 @@ fn sum_of(inspector: &Inspector<'_>, records: &Records, name: &WalName, encrypti
         (_, Some(hash_key)) => Noted::keyed(&received.content, hash_key),
         (_, None) => return Err(no_hash_key(&place.store.location(&key))),
     };
-    Ok(Some(Sum { noted, stored_size: received.stored_size }))
+    let sum = Sum { noted, stored_size: received.stored_size };
+    if let Some(stored) = &stored {
+        // So that the archiver, which has no keys, knows the file again.
+        records.announce_sum(&place.layout, name, &sum, stored)?;
+    }
+    Ok(Some(sum))
 }
 
 /// The hash of a file as it is stored; nothing where it is gone.

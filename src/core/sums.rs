@@ -67,10 +67,11 @@ pub fn append(path: &Path, name: &WalName, sum: &Sum, mode: Mode) -> Result<()> 
 
 /// Appends, durably, the line of a file that is about to be stored with that content.
 pub fn announce(path: &Path, name: &WalName, sum: &Sum, stored: &Hash, mode: Mode) -> Result<()> {
-    let is_new = !path.exists();
     let file = append_line(path, &format!("{} {stored}", line(name, sum)), mode)?;
     file.sync_all().map_err(|error| Error::io("fsync file", path, &error))?;
-    if is_new { durable::sync_directory(durable::directory_of(path)) } else { Ok(()) }
+    // Whoever made file and folder may not have come to that yet.
+    let folder = durable::directory_of(path);
+    durable::sync_directory(folder).and_then(|()| durable::sync_directory(durable::directory_of(folder)))
 }
 
 fn line(name: &WalName, sum: &Sum) -> String {
@@ -121,6 +122,11 @@ pub fn find_announced(path: &Path, name: &WalName, stored: &Hash) -> Result<Opti
     Ok(read(path)?.lines().rev().find_map(|line| parse_line(line.strip_suffix(&stored)?, &name)))
 }
 
+/// Whether anything was announced of that file.
+pub fn is_announced(path: &Path, name: &WalName) -> Result<bool> {
+    Ok(read(path)?.lines().any(|line| kind_of(line) == Some((*name, true))))
+}
+
 /// The sums of all files that the sums file at `path` tells of.
 pub fn find_all(path: &Path) -> Result<HashMap<WalName, Sum>> {
     let parse = |line: &str| {
@@ -157,10 +163,17 @@ pub fn paths(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+fn too_long(path: &Path) -> Error {
+    let message = format!("file \"{}\" is longer than any file of sums", path.display());
+    Error::new(Kind::Damaged, path.display().to_string(), message)
+}
+
 /// The text of a sums file; none where there is no file.
 fn read(path: &Path) -> Result<String> {
     let mut text = Vec::new();
     match File::open(path).and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut text)) {
+        // Its newest lines would be missed.
+        Ok(_) if text.len() as u64 == MAX_FILE_BYTES => Err(too_long(path)),
         Ok(_) => Ok(String::from_utf8_lossy(&text).into_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(error) => Err(Error::io("read file", path, &error)),
@@ -207,7 +220,7 @@ pub fn retain(
 }
 
 /// Makes the sums file at `path` anew in one step: the line that counts of each stored file stays as it is, unless `made`
-/// has a new sum of it; other sums of `made` follow. What was announced of a file stays until it has a sum. Lines that a
+/// has a new sum of it; other sums of `made` follow. What was announced stays, but for files that were stored and are not any more. Lines that a
 /// later one outdates go, lines of files that `is_stored` does not know, and what nobody can read; answers how many of
 /// the latter two. A file that is left empty goes, too.
 ///
@@ -237,8 +250,7 @@ pub fn rewrite(
     let mut old = Vec::new();
     (&held).take(MAX_FILE_BYTES).read_to_end(&mut old).map_err(|error| failed("read file", &error))?;
     if old.len() as u64 == MAX_FILE_BYTES {
-        let message = format!("file \"{}\" is longer than any file of sums", path.display());
-        return Err(Error::new(Kind::Damaged, path.display().to_string(), message));
+        return Err(too_long(path));
     }
     if old.is_empty() {
         held.set_permissions(Permissions::from_mode(mode.file()))
@@ -257,13 +269,9 @@ pub fn rewrite(
                     continue;
                 }
             },
-            Part::Announced(name) => {
-                let has_sum = made.contains_key(&name) || lines.sums.contains_key(&name) && is_stored(&name)?;
-                if has_sum {
-                    continue;
-                }
-                text.push_str(line);
-            }
+            // Also beside the sum: nothing else tells, without the keys, whether an offered file is the stored one.
+            Part::Announced(name) if lines.sums.contains_key(&name) && !is_stored(&name)? => continue,
+            Part::Announced(_) => text.push_str(line),
             Part::Outdated => continue,
             Part::Unreadable => {
                 dropped += u64::from(!line.is_empty());
@@ -286,7 +294,7 @@ pub fn rewrite(
 enum Part {
     /// The one that counts of that file.
     Sum(WalName),
-    /// The newest of what was announced of a file.
+    /// What was announced of a file.
     Announced(WalName),
     /// A later one counts.
     Outdated,
@@ -296,17 +304,15 @@ enum Part {
 /// Where the lines that count stand.
 struct Lines {
     sums: HashMap<WalName, usize>,
-    announced: HashMap<WalName, usize>,
 }
 
 impl Lines {
     fn of(text: &str) -> Self {
-        let mut lines = Lines { sums: HashMap::new(), announced: HashMap::new() };
+        let mut lines = Lines { sums: HashMap::new() };
         for (at, line) in text.lines().enumerate() {
             match kind_of(line) {
                 Some((name, false)) => lines.sums.insert(name, at),
-                Some((name, true)) => lines.announced.insert(name, at),
-                None => None,
+                Some((_, true)) | None => None,
             };
         }
         lines
@@ -315,7 +321,8 @@ impl Lines {
     fn part(&self, at: usize, line: &str) -> Part {
         match kind_of(line) {
             Some((name, false)) if self.sums.get(&name) == Some(&at) => Part::Sum(name),
-            Some((name, true)) if self.announced.get(&name) == Some(&at) => Part::Announced(name),
+            // Of two archivers that announced one the later may not be the one that stored it.
+            Some((name, true)) => Part::Announced(name),
             Some(_) => Part::Outdated,
             None => Part::Unreadable,
         }

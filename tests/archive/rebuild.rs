@@ -1,5 +1,6 @@
 //! Catalogue and sums made anew from what is stored.
 
+use archiver_core::archive::Archive;
 use archiver_core::codec::Compression;
 use archiver_core::config::Setting;
 use archiver_core::error::{Error, Kind};
@@ -15,6 +16,7 @@ use archiver_tests::{Site, archive_file, compressed, eventually, tree, wal_name}
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn rebuilt(site: &Site) -> Rebuilt {
@@ -162,11 +164,20 @@ fn what_is_encrypted_gets_its_sum_by_what_was_announced_or_by_the_keys() {
     let done = rebuilt(&site);
     assert_eq!((done.sums_made, done.unread, done.lines_changed), (3, 0, 0), "{:?}", done.notes);
     assert_eq!((noted(sums(&site)), site.catalogue_lines()), (noted(lines.clone()), catalogue.clone()));
+    let is_known_again = || {
+        // As a server has it: without the keys.
+        let mut server = site.archive().config().clone();
+        server.destination.decryption_keys = None;
+        let archive = Archive::new(server, site.cluster, None, Arc::clone(&site.pulse)).unwrap();
+        (1..=3).all(|number| !archive_file(&archive, &site.offer_segment(number)).unwrap().created)
+    };
+    assert!(is_known_again());
     // Without that it takes the keys.
     fs::remove_file(sums_path(&site)).unwrap();
     let done = rebuilt(&site);
     assert_eq!((done.sums_made, done.unread), (3, 0), "{:?}", done.notes);
     assert_eq!(noted(sums(&site)), noted(lines));
+    assert!(is_known_again());
     assert_eq!(judged(&verdicts(&site.place(), Range::default()), State::Ok).len(), 3);
 }
 

@@ -106,7 +106,7 @@ fn compare_announced(
         }
         Some((other, Some(false))) => Err(conflict(name, &location, &Other::noted(&other), offered)),
         _ if place.secret_keys.are_named() => Ok(None),
-        _ if was_noted(place, name, offered)? => {
+        _ if was_noted(place, name, offered)? && records.is_announced(&place.layout, name)? => {
             Err(unfit(&io::Error::other("its bytes are not those that were stored")))
         }
         _ => Err(unknowable(name, &location)),

@@ -226,7 +226,7 @@ impl Archive {
             }
             None if is_copied => self.copy(place, &key, opened, desk)?,
             // Not encrypted and announced for nothing, again and again.
-            None if self.recipients.is_some() && !place.is_remote() && place.store.head(&key)?.is_some() => {
+            None if self.recipients.is_some() && !place.is_remote() && place.store.confirm(&key)? => {
                 (Put::AlreadyExists, opened.read(0, &mut desk.plain, &self.pulse)?.content)
             }
             None => {
@@ -586,9 +586,10 @@ fn body_bytes(config: &Config, cluster: &Cluster) -> u64 {
     }
 }
 
-/// A segment above a quarter of the limit is streamed: source and result of two would not fit otherwise.
+/// A segment above a quarter of the limit is streamed: source and result of two would not fit otherwise. An encrypted one
+/// has a second result.
 fn max_buffer_bytes(config: &Config) -> u64 {
-    config.memory_limit_bytes / 4
+    config.memory_limit_bytes / if config.encryption_recipients.is_some() { 6 } else { 4 }
 }
 
 fn changed_between_passes(file: &WalFile) -> Error {
@@ -609,7 +610,8 @@ fn encrypt_stream(
     encode: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send,
 ) -> io::Result<()> {
     let (encoded, mut sink) = io::pipe()?;
-    thread::scope(|scope| {
+    // The pipe belongs to the inside: a panic there must close it, or the encoder would wait for ever.
+    thread::scope(move |scope| {
         // It inherits that all signals are blocked.
         let encoding =
             thread::Builder::new().name("archiver encode".into()).spawn_scoped(scope, move || encode(&mut sink))?;

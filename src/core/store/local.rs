@@ -260,6 +260,14 @@ impl Store for LocalStore {
         Ok(Some(Object { meta: meta_of(&meta), body: Box::new(file) }))
     }
 
+    fn confirm(&self, key: &str) -> Result<bool> {
+        if self.stat(key)?.is_none() {
+            return Ok(false);
+        }
+        let path = self.path(key);
+        self.confirm_existing(&path, durable::directory_of(&path)).map(|_| true)
+    }
+
     fn head(&self, key: &str) -> Result<Option<Meta>> {
         Ok(self.stat(key)?.as_ref().map(meta_of))
     }

@@ -33,6 +33,11 @@ pub trait Store: Send + Sync {
     /// What is known of the object without reading it; nothing where there is none.
     fn head(&self, key: &str) -> Result<Option<Meta>>;
 
+    /// Whether there is one; if so it is durable, whoever made it, as [`Store::put_new`] has it.
+    fn confirm(&self, key: &str) -> Result<bool> {
+        Ok(self.head(key)?.is_some())
+    }
+
     /// One page of the objects whose key starts with `folder` and a slash: the first `most` (at least 1) in order of
     /// their keys' bytes, beginning behind `after`. A page with fewer than `most` is the last one.
     fn list(&self, folder: &str, after: Option<&str>, most: usize) -> Result<Vec<Listed>>;
