@@ -143,7 +143,7 @@ fn the_exit_code_is_right_also_where_nobody_reads_the_output() {
 }
 
 #[test]
-fn an_interrupt_ends_it_at_once() {
+fn a_signal_ends_it_within_a_second() {
     let mut site = Site::with_segments_of(64 << 20);
     found_cluster(&site, site.cluster.system_identifier);
     site.set(Setting::Compression, "bzip2");
@@ -163,9 +163,8 @@ fn an_interrupt_ends_it_at_once() {
     });
     let began = Instant::now();
     let pid = nix::unistd::Pid::from_raw(verifying.id() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     let status = verifying.wait().unwrap();
-    // To read all of it would take many times as long, on a loaded machine, too.
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    assert_eq!(status.signal(), Some(2));
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(status.signal(), Some(15));
 }
