@@ -55,7 +55,11 @@ pub fn compare(place: &Place, name: &WalName, key: &str, offered: &Content, puls
         return Ok(Same { meta, format: stored.format });
     }
     if was_noted(place, name, offered)? {
-        return Err(damaged(format!("it was stored as {hash}, and reads as {}", stored.hash)));
+        return Err(damaged(match stored.format.encryption {
+            Encryption::None => format!("it was stored as {hash}, and reads as {}", stored.hash),
+            // The hash of what is encrypted belongs into no log.
+            Encryption::OpenPgp => "it reads as another content than was stored".to_string(),
+        }));
     }
     if name.is_wal()
         && let Err(cause) = LongPageHeader::parse(&stored.head)
