@@ -151,10 +151,10 @@ pub fn encryption(config: &Config) -> Row {
             detail,
             "Barman's cloud tools do not see encrypted objects: restore_command must be that of archiver.",
         ),
-        _ if readers.iter().any(|reader| !reader.is_seen_by_barman) => Row::warning(
+        _ if !readers.iter().any(|reader| reader.is_seen_by_barman) => Row::warning(
             name,
             detail,
-            "Barman recognises only what is encrypted to RSA keys; archiver and gpg read it all the same.",
+            "Barman recognises only what is encrypted to an RSA key, of 2048, 3072, 4096 or 8192 bits; archiver and gpg read it all the same.",
         ),
         _ => Row::ok(name, detail),
     }

@@ -2,7 +2,7 @@
 
 use archiver_core::codec;
 use archiver_core::config::Setting;
-use archiver_core::crypt::Encryption;
+use archiver_core::crypt::{self, Encryption, Recipients, Seed};
 use archiver_core::error::{Error, Kind};
 use archiver_core::hash::HashKey;
 use archiver_core::restore::{Request, restore};
@@ -12,7 +12,8 @@ use archiver_tests::{Site, archive_file, wal_name};
 use std::fs;
 use std::io::Read;
 use std::path::Path;
-use std::time::Duration;
+use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 const SEALED: [(&str, &str); 2] = [("RSA", "default"), ("Curve25519", "future-default")];
 
@@ -70,6 +71,29 @@ fn gpg_and_our_restore_read_what_was_encrypted_to_keys_of_both_kinds() {
             assert!(lines.iter().all(|line| line.ends_with(&format!("\t{compression}\tgpg"))), "{lines:?}");
         }
     }
+}
+
+#[test]
+fn file_recognises_what_is_encrypted_to_an_rsa_key_among_others_every_time() {
+    let gpg = Gpg::new();
+    gpg.add_key("first", "future-default", "", "never");
+    gpg.add_key("second", "default", "", "never");
+    let keys = gpg.public_keys(&["first", "second"], false);
+    let readers = Recipients::new(&keys).readers(SystemTime::now()).unwrap();
+    let path = gpg.home().join("encrypted");
+    // Left to chance, four of so many would begin with a number that is a byte shorter.
+    for number in 0..1024 {
+        let mut encrypted = Vec::new();
+        crypt::encrypt(&readers, &Seed::random(), &b"x"[..], &mut encrypted).unwrap();
+        assert_eq!(encrypted[..4], [0x85, 0x01, 0x8C, 0x03], "file {number}");
+        if number == 0 {
+            fs::write(&path, encrypted).unwrap();
+        }
+    }
+    let file = Command::new("file").arg("--brief").arg(&path).output().unwrap();
+    let said = String::from_utf8(file.stdout).unwrap();
+    assert!(said.contains("PGP") && said.contains("encrypted"), "{said}");
+    assert_eq!(gpg.decrypt(&path, ""), b"x");
 }
 
 #[test]

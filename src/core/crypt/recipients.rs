@@ -6,7 +6,7 @@ use pgp::composed::{MessageBuilder, PublicOrSecret, RawSessionKey, SignedPublicK
 use pgp::crypto::sym::SymmetricKeyAlgorithm;
 use pgp::packet::{PublicKeyEncryptedSessionKey, Signature, SignatureType};
 use pgp::ser::Serialize;
-use pgp::types::{EncryptionKey, KeyDetails, KeyVersion, Tag};
+use pgp::types::{EncryptionKey, KeyDetails, KeyVersion, PkeskBytes, Tag};
 use rand::rngs::{OsRng, StdRng};
 use rand::{RngCore, SeedableRng};
 use std::fmt::{self, Debug, Formatter};
@@ -37,7 +37,8 @@ impl Debug for Recipients {
 /// A key that something can be encrypted to: the newest of a recipient's that is meant for that.
 pub struct Reader {
     key: Usable,
-    /// Whether the real Barman recognises what is encrypted to it: it asks file(1), which knows RSA only.
+    /// Whether the real Barman recognises what begins with a session key for it: it asks file(1), which knows RSA keys of the
+    /// usual sizes only.
     pub is_seen_by_barman: bool,
     /// When it expires, if it does.
     pub expires: Option<SystemTime>,
@@ -56,11 +57,14 @@ impl Recipients {
         Recipients { path: path.to_path_buf(), read: Mutex::default() }
     }
 
-    /// What to encrypt to now, one key of each recipient. Fails where there is none, where one is expired, revoked, no key
-    /// for encryption, or a secret one.
+    /// What to encrypt to now, one key of each recipient; those that Barman sees come first, since file(1) looks at the first
+    /// session key alone. Fails where there is none, where one is expired, revoked, no key for encryption, or a secret one.
     pub fn readers(&self, now: SystemTime) -> Result<Vec<Reader>> {
         let keys = self.keys()?;
-        keys.iter().map(|key| reader(key, now).map_err(|cause| self.unusable(&cause))).collect()
+        let readers = keys.iter().map(|key| reader(key, now).map_err(|cause| self.unusable(&cause)));
+        let mut readers = readers.collect::<Result<Vec<_>>>()?;
+        readers.sort_by_key(|reader| !reader.is_seen_by_barman);
+        Ok(readers)
     }
 
     fn unusable(&self, cause: &str) -> Error {
@@ -140,7 +144,7 @@ fn reader(recipient: &SignedPublicKey, now: SystemTime) -> std::result::Result<R
         // What is wrong with the only one.
         Some(Err(cause)) => Err(cause),
         None if newest.key_flags().encrypt_storage() || newest.key_flags().encrypt_comms() => Ok(Reader {
-            is_seen_by_barman: is_rsa(&recipient.primary_key),
+            is_seen_by_barman: is_known_to_file(&recipient.primary_key),
             key: Usable::Primary(Box::new(recipient.clone())),
             expires: primary_expires,
             id,
@@ -173,7 +177,7 @@ fn subkey_reader(
     if expires.is_some_and(|at| at <= now) {
         return Some(Err(format!("subkey {id} has expired")));
     }
-    let is_seen_by_barman = is_rsa(&subkey.key);
+    let is_seen_by_barman = is_known_to_file(&subkey.key);
     Some(Ok(Reader { key: Usable::Subkey(Box::new(subkey.clone())), is_seen_by_barman, expires, id }))
 }
 
@@ -200,9 +204,18 @@ fn expires(key: &impl KeyDetails, signature: &Signature) -> Option<SystemTime> {
     Some(UNIX_EPOCH + Duration::from_secs(u64::from(key.created_at().as_secs()) + u64::from(after)))
 }
 
-fn is_rsa(key: &impl KeyDetails) -> bool {
+/// The bits of the modulus of an RSA key.
+fn rsa_bits(key: &impl KeyDetails) -> Option<u16> {
     use pgp::crypto::public_key::PublicKeyAlgorithm::{RSA, RSAEncrypt};
-    matches!(key.algorithm(), RSA | RSAEncrypt)
+    let is_rsa = matches!(key.algorithm(), RSA | RSAEncrypt);
+    // The modulus is the first of its numbers, and begins with its length (RFC 4880, 3.2 and 5.5.2).
+    let numbers = is_rsa.then(|| key.public_params().to_bytes().ok()).flatten()?;
+    numbers.first_chunk().map(|&bits| u16::from_be_bytes(bits))
+}
+
+/// Whether file(1) recognises a session key for that key. (It knows 1,024 bits, too, but only with one byte of length.)
+fn is_known_to_file(key: &impl KeyDetails) -> bool {
+    matches!(rsa_bits(key), Some(2048 | 3072 | 4096 | 8192))
 }
 
 impl Reader {
@@ -239,8 +252,7 @@ pub fn encrypt(readers: &[Reader], seed: &Seed, plain: impl Read, mut encrypted:
         };
         let mut body = Vec::new();
         packet.and_then(|packet| packet.to_writer(&mut body)).map_err(io::Error::other)?;
-        // In the old format, with two bytes of length, as gpg writes it: file(1), by which Barman recognises encrypted files,
-        // knows no other.
+        // In the old format, with two bytes of length, as gpg writes it: file(1) knows no other.
         const OLD_FORMAT_SESSION_KEY: u8 = 0x85;
         let length = u16::try_from(body.len()).map_err(io::Error::other)?.to_be_bytes();
         encrypted.write_all(&[OLD_FORMAT_SESSION_KEY, length[0], length[1]])?;
@@ -250,12 +262,26 @@ pub fn encrypt(readers: &[Reader], seed: &Seed, plain: impl Read, mut encrypted:
     encrypted.flush()
 }
 
+/// The session key, encrypted. For an RSA key the number that comes out is as long as the modulus: one of 256 begins with a zero
+/// byte, which is not written (RFC 4880, 3.2), and then file(1) does not recognise the packet by its length, and Barman takes
+/// the encrypted file for the plain one. Such a number is not taken, another is made.
 fn session_key_for(
     key: &impl EncryptionKey,
     session_key: &RawSessionKey,
     rng: &mut StdRng,
 ) -> pgp::errors::Result<PublicKeyEncryptedSessionKey> {
-    PublicKeyEncryptedSessionKey::from_session_key_v3(rng, session_key, SYMMETRIC, key)
+    /// More are short in a row in one of 2^128 files.
+    const MOST_TRIES: usize = 16;
+    let modulus_size = rsa_bits(key).map(|bits| usize::from(bits).div_ceil(8));
+    let mut made = 0;
+    loop {
+        let packet = PublicKeyEncryptedSessionKey::from_session_key_v3(&mut *rng, session_key, SYMMETRIC, key)?;
+        made += 1;
+        let is_short = matches!(packet.values()?, PkeskBytes::Rsa { mpi } if Some(mpi.len()) < modulus_size);
+        if !is_short || made == MOST_TRIES {
+            return Ok(packet);
+        }
+    }
 }
 
 /// At most so many bytes are added to what is encrypted to so many readers: a session key for each, and headers.
