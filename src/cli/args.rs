@@ -58,6 +58,7 @@ impl Arguments {
             (Setting::EncryptionRecipients, Command::Archive(archive)) => &archive.encryption_recipients,
             (Setting::DecryptionKeys, _) => &self.decryption_keys,
             (Setting::DecryptionPassphraseCommand, _) => &self.decryption_passphrase_command,
+            (Setting::ArchiverBatchSize, Command::Archive(archive)) => &archive.batch_size,
             (Setting::MemoryLimit, Command::Archive(archive)) => &archive.memory_limit,
             (Setting::RetryTimeout, Command::Archive(archive)) => &archive.retry_timeout,
             (Setting::RestorePrefetch, Command::Restore(restore)) => &restore.restore_prefetch,
@@ -103,8 +104,8 @@ pub enum Command {
     directory, else the one that wrote the first segment named.\n\n\
     DIR is read as Barman's incoming directory: segments, partial ones, backup labels and histories are archived in \
     PostgreSQL's order and then removed; hidden files and *.tmp are left alone, and so is a partial segment without \
-    the history of a later timeline; everything else is an error and stays. Bring files there under another name and \
-    rename them. A server's own pg_wal and an archive are refused.\n\n\
+    the history of a later timeline. Other files, and those of which the archive holds another one, are errors and are \
+    moved to the archive's folder of errors. Bring files there under another name and rename them. A server's own pg_wal and an archive are refused.\n\n\
     The hook scripts that are set (archiver.pre_archive_script and so on, or ARCHIVER_PRE_ARCHIVE_SCRIPT) run around \
     each file; what they write goes to standard error.\n\n\
     Exit codes: 0 all of it is archived; 2 usage; 3 configuration; 4 storage or anything else, also where one file of \
@@ -150,6 +151,10 @@ pub struct Archive {
     /// File of the OpenPGP public keys they are encrypted to
     #[arg(long, value_name = "FILE")]
     pub encryption_recipients: Option<String>,
+
+    /// Files of the directory that are archived in one run; 0 means all
+    #[arg(long, value_name = "NUMBER")]
+    pub batch_size: Option<String>,
 
     /// Bound on the memory of all buffers, for example 64MB; a segment too large for it is streamed
     #[arg(long, value_name = "SIZE")]

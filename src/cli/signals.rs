@@ -1,11 +1,11 @@
 //! Signals that end the program, while it runs programs of the user's.
 
 use archiver_core::pulse::Pulse;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, raise};
 use std::sync::Arc;
 
 /// Lets a signal that would end this process end its work instead, and with it the program of the user's that runs: that
-/// has a group of its own, which no terminal and no server signals.
+/// has a group of its own, which no terminal and no server signals. A second one ends this process, whatever it waits for.
 pub fn stop_on_signals(pulse: Arc<Pulse>) {
     // What whoever started this wants ignored stays so.
     let ignored = ignored_signals();
@@ -13,7 +13,13 @@ pub fn stop_on_signals(pulse: Arc<Pulse>) {
     let signals = SigSet::from_iter(signals.into_iter().filter(|signal| ignored & 1 << (*signal as i32 - 1) == 0));
     // Also in the threads that are to come.
     if signals.thread_block().is_ok() {
-        let wait = move || signals.wait().map(|_| pulse.stop());
+        let wait = move || -> nix::Result<()> {
+            signals.wait()?;
+            pulse.stop();
+            let second = signals.wait()?;
+            SigSet::from(second).thread_unblock()?;
+            raise(second)
+        };
         // Without it signals would be lost: better they end this process at once.
         if std::thread::Builder::new().name("signals".into()).spawn(wait).is_err() {
             let _ = signals.thread_unblock();

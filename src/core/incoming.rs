@@ -6,8 +6,10 @@
 use crate::archive::{Archive, StoredFile, WalFile};
 use crate::durable;
 use crate::error::{Error, Kind, Result};
+use crate::set_aside::{Copied, Reason};
 use crate::stamp::Stamp;
 use crate::wal::{Timeline, WalName};
+use nix::unistd::{AccessFlags, access};
 use std::fs::{self, FileType};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -23,6 +25,8 @@ pub struct Queue {
     pub refused: Vec<(PathBuf, Error)>,
     /// Files in the making, by their names.
     pub unfinished: Vec<PathBuf>,
+    /// Whether no more are archived in one run, and how many.
+    batch_size: Option<usize>,
     /// The directory that the files were found in, if they were.
     directory: Option<PathBuf>,
     /// Its device and inode.
@@ -39,6 +43,13 @@ pub enum Outcome {
     AlreadyArchived,
     /// It was left alone, for that reason.
     Skipped(&'static str),
+    /// It is not archived, and was moved out of the way.
+    SetAside {
+        /// Why it is not archived.
+        cause: Error,
+        /// Where it lies now.
+        location: String,
+    },
     /// It is not archived.
     Failed(Error),
     /// It is archived, and still there.
@@ -121,6 +132,27 @@ impl Queue {
         self
     }
 
+    /// The same, with at most so many files archived in one run. What cannot be archived takes nobody's place.
+    pub fn in_batches_of(mut self, files: Option<usize>) -> Self {
+        self.batch_size = files;
+        self
+    }
+
+    /// How many files were seen, those that are none to archive among them.
+    pub fn total(&self) -> usize {
+        self.items.len() + self.refused.len() + self.unfinished.len()
+    }
+
+    /// The directory that sources are removed from.
+    fn removes_from(&self) -> Option<&Path> {
+        self.directory.as_deref().filter(|_| !self.keeps_sources)
+    }
+
+    /// Whether there is anything that [`Queue::set_refused_aside`] would set aside.
+    pub fn has_to_set_aside(&self) -> bool {
+        self.removes_from().is_some() && self.refused.iter().any(|(path, _)| is_regular(path))
+    }
+
     /// Whether the directory is the one that was read: not unmounted, say.
     fn is_there(&self) -> bool {
         let directory = self.directory.as_deref();
@@ -128,13 +160,28 @@ impl Queue {
     }
 
     /// What is settled without an archive.
-    pub fn tell_unarchivable(&self, each: &mut dyn FnMut(&Path, Outcome)) {
+    pub fn tell_unfinished(&self, each: &mut dyn FnMut(&Path, Outcome)) {
         for path in &self.unfinished {
             each(path, Outcome::Skipped(IN_THE_MAKING));
         }
+    }
+
+    /// Moves the files of the directory that are none to archive out of the way of those that come, by `put`, which makes a
+    /// durable copy; whatever else lies there, and all where `put` is not given, is told of and stays. After the first that
+    /// cannot be moved no other is tried. Fails as [`Queue::archive`] does.
+    pub fn set_refused_aside(&self, put: Option<PutAside>, each: &mut dyn FnMut(&Path, Outcome)) -> Result<()> {
+        let (mut aside, mut has_moved) = (put.zip(self.removes_from()), false);
         for (path, cause) in &self.refused {
-            each(path, Outcome::Failed(cause.clone()));
+            let outcome = match aside {
+                Some((put, directory)) if is_regular(path) => set_aside(put, directory, path, Reason::Unknown, cause),
+                _ => Outcome::Failed(cause.clone()),
+            };
+            let is_moved = matches!(outcome, Outcome::SetAside { .. });
+            has_moved |= is_moved;
+            aside = aside.filter(|_| is_moved || !matches!(outcome, Outcome::Failed(_)) || !is_regular(path));
+            each(path, outcome);
         }
+        self.removes_from().filter(|_| has_moved).map_or(Ok(()), durable::sync_directory)
     }
 
     /// Archives the files and tells what became of each. One file's failure does not stop those behind it; one of the
@@ -146,16 +193,20 @@ impl Queue {
         let mut run = Run {
             archive,
             queue: self,
-            removes_from: self.directory.as_deref().filter(|_| !self.keeps_sources),
+            removes_from: self.removes_from(),
             patience: Patience::new(archive.config().destination.retry_timeout),
             is_open: false,
             has_failed: false,
+            has_moved: false,
             each,
         };
         let mut synced = Ok(());
         let group = if archive.works_in_turn() { 1 } else { GROUP };
-        for group in self.items.chunks(group) {
-            let stored = group.iter().filter_map(|file| Some((file, run.store(file)?))).collect();
+        let (mut items, mut left) = (self.items.iter().peekable(), self.batch_size.unwrap_or(usize::MAX));
+        while left > 0 && items.peek().is_some() {
+            let stored = items.by_ref().filter_map(|file| Some((file, run.store(file)?)));
+            let stored: Vec<_> = stored.take(group.min(left)).collect();
+            left -= stored.len();
             synced = synced.and(run.settle(stored));
         }
         synced
@@ -171,6 +222,8 @@ struct Run<'a> {
     is_open: bool,
     /// Whether the archive itself has failed: what is left is not tried.
     has_failed: bool,
+    /// Whether a file was moved out of the directory, which is not durable yet.
+    has_moved: bool,
     each: &'a mut dyn FnMut(&Path, Outcome),
 }
 
@@ -217,7 +270,15 @@ impl Run<'_> {
             }
             Err(error) => {
                 self.has_failed |= error.kind() == Kind::Identity;
-                (self.each)(&file.path, Outcome::Failed(error));
+                let outcome = match self.removes_from.filter(|_| error.kind() == Kind::Conflict) {
+                    Some(directory) => {
+                        let put = |path: &Path, reason| self.archive.set_aside(path, reason);
+                        set_aside(&put, directory, &file.path, Reason::Duplicate, &error)
+                    }
+                    None => Outcome::Failed(error),
+                };
+                self.has_moved |= matches!(outcome, Outcome::SetAside { .. });
+                (self.each)(&file.path, outcome);
                 None
             }
         }
@@ -258,8 +319,9 @@ impl Run<'_> {
 
     /// Records the stored files and removes their sources; fails where that could not be made durable.
     fn settle(&mut self, stored: Vec<(&WalFile, StoredFile)>) -> Result<()> {
+        let has_moved = std::mem::take(&mut self.has_moved);
         if stored.is_empty() {
-            return Ok(());
+            return self.removes_from.filter(|_| has_moved).map_or(Ok(()), durable::sync_directory);
         }
         let lines: Vec<StoredFile> = stored.iter().map(|(_, stored)| stored.clone()).collect();
         let recorded = match self.archive.works_in_turn() {
@@ -279,7 +341,7 @@ impl Run<'_> {
             };
             (self.each)(&file.path, outcome);
         }
-        match self.removes_from.filter(|_| recorded.is_ok()) {
+        match self.removes_from.filter(|_| recorded.is_ok() || has_moved) {
             Some(directory) => durable::sync_directory(directory),
             None => Ok(()),
         }
@@ -307,6 +369,36 @@ fn remove_source(archive: &Archive, file: &WalFile, archived: &Stamp) -> Result<
     }
 }
 
+/// Makes a durable copy of a file among those that were set aside.
+pub type PutAside<'a> = &'a dyn Fn(&Path, Reason) -> Result<Copied>;
+
+/// Moves a file out of the way, which was not archived for that cause. A copy is made only where the source can be removed:
+/// each run would make another.
+fn set_aside(put: PutAside, directory: &Path, path: &Path, reason: Reason, cause: &Error) -> Outcome {
+    let removable = access(directory, AccessFlags::W_OK | AccessFlags::X_OK);
+    let moved = removable.map_err(|errno| Error::io("remove files from directory", directory, &errno.into()));
+    let moved = moved.and_then(|()| put(path, reason)).and_then(|copied| {
+        let is_the_same = fs::symlink_metadata(path).is_ok_and(|meta| Stamp::of(&meta) == copied.stamp);
+        let changed = || Error::new(Kind::Source, path.display().to_string(), "it has changed since it was read");
+        if !is_the_same {
+            return Err(changed());
+        }
+        fs::remove_file(path).map_err(|error| Error::io("remove file", path, &error))?;
+        Ok(copied.location)
+    });
+    match moved {
+        Ok(location) => Outcome::SetAside { cause: cause.clone(), location },
+        Err(error) if error.is_missing_file() && error.subject() == path.display().to_string() => {
+            Outcome::Skipped(GONE)
+        }
+        Err(error) => Outcome::Failed(cause.clone().hint(format!("It stays where it is: {error}."))),
+    }
+}
+
+fn is_regular(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file())
+}
+
 fn identity_of(directory: &Path) -> io::Result<(u64, u64)> {
     fs::metadata(directory).map(|meta| (meta.dev(), meta.ino()))
 }
@@ -320,6 +412,10 @@ fn is_part_of_an_archive(directory: &Path) -> bool {
         entries.take(10_000).any(|entry| entry.file_name().to_str().is_some_and(is_catalogue))
     };
     let has_identity = |wals: &Path| wals.parent().is_some_and(|server| server.join("identity.json").exists());
+    let is_beside_wals = real.file_name().is_some_and(|name| name == "errors" || name == "partial");
+    if is_beside_wals && has_identity(&real) {
+        return true;
+    }
     let mut wals = real.ancestors().take(3).filter(|path| path.file_name().is_some_and(|name| name == "wals"));
     wals.any(|wals| has_identity(wals) || holds_catalogue(wals))
 }

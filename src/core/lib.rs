@@ -48,6 +48,7 @@ pub mod process;
 pub mod pulse;
 pub mod queue;
 pub mod rebuild;
+mod regular_file;
 pub mod report;
 pub mod restore;
 pub mod server_conf;

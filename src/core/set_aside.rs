@@ -1,12 +1,19 @@
 //! Files set aside: what could not be archived from an incoming directory and was moved out of the way, under Barman's
 //! names `<name>.<UTC time>.<reason>`.
 
+use crate::crypt::{self, Recipients, Seed};
 use crate::error::{Error, Kind, Result};
 use crate::place::Place;
+use crate::regular_file::{self, Links};
+use crate::stamp::Stamp;
+use crate::store::{Attributes, Body, Put};
 use std::collections::BTreeMap;
+use std::io::{self, Read, Seek, Write};
+use std::path::Path;
 use std::time::SystemTime;
-use time::PrimitiveDateTime;
+use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
+use time::{OffsetDateTime, PrimitiveDateTime};
 
 /// A file in the archive's folder of errors.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +31,7 @@ pub struct SetAside {
 impl SetAside {
     /// When it was set aside, where its name tells.
     pub fn set_aside_at(&self) -> Option<SystemTime> {
-        let format = format_description!("[year][month][day]T[hour][minute][second]");
-        let time = PrimitiveDateTime::parse(self.since.get(..15)?, format).ok()?;
+        let time = PrimitiveDateTime::parse(self.since.get(..TIME_LENGTH)?, TIME).ok()?;
         Some(SystemTime::from(time.assume_utc()))
     }
 
@@ -65,6 +71,10 @@ fn is_date(year: u32, month: u32, day: u32) -> bool {
     year > 0 && (1..=days).contains(&day)
 }
 
+const TIME: &[BorrowedFormatItem] = format_description!("[year][month][day]T[hour][minute][second]Z");
+const TIME_LENGTH: usize = "20261121T101752Z".len();
+/// At most this many of one name are set aside for one reason in a second.
+const MOST_AT_ONCE: usize = 100;
 /// At most this many are told.
 const MOST: usize = 10_000;
 /// At most this many in one message.
@@ -78,6 +88,83 @@ pub fn list(place: &Place) -> Result<Vec<SetAside>> {
         SetAside::of_file_name(file_name, place.store.location(key))
     };
     Ok(page.iter().map(|listed| of_key(&listed.key)).collect())
+}
+
+/// Why a file is set aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The archive holds another one of its name.
+    Duplicate,
+    /// It is no WAL file.
+    Unknown,
+}
+
+impl Reason {
+    /// Barman's word for it.
+    fn name(self) -> &'static str {
+        match self {
+            Reason::Duplicate => "duplicate",
+            Reason::Unknown => "unknown",
+        }
+    }
+}
+
+/// What was just set aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// Where it lies now.
+    pub location: String,
+    /// Which file that was: the one that may be removed.
+    pub stamp: Stamp,
+}
+
+/// Copies the file at `path` into the archive's folder of errors, durably, beside all that lies there already; the source
+/// stays. Where files are encrypted, to `recipients`, this one is.
+pub fn put(place: &Place, recipients: Option<&Recipients>, path: &Path, reason: Reason) -> Result<Copied> {
+    let failed = |action: &str, error: &io::Error| Error::io(action, path, error).of_kind(Kind::Source);
+    let (file, meta) = regular_file::open(path, Links::Refused).map_err(|error| failed("open file", &error))?;
+    let stamp = Stamp::of(&meta);
+    let attributes = Attributes { modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH), content: None };
+    let readers = recipients.map(|recipients| recipients.readers(SystemTime::now())).transpose()?;
+    let seed = Seed::random();
+    let mut stream = |out: &mut dyn Write| {
+        let mut plain = &file;
+        plain.rewind()?;
+        match &readers {
+            Some(readers) => crypt::encrypt(readers, &seed, plain.take(stamp.size()), &mut *out)?,
+            None => drop(io::copy(&mut plain.take(stamp.size()), out)?),
+        }
+        let is_whole = (&file).stream_position()? == stamp.size() && Stamp::of(&file.metadata()?) == stamp;
+        let changed = || {
+            let message = format!("file \"{}\" changed while it was read", path.display());
+            io::Error::other(Error::new(Kind::Source, path.display().to_string(), message).retry_if(true))
+        };
+        if is_whole { Ok(()) } else { Err(changed()) }
+    };
+    let time = OffsetDateTime::from(SystemTime::now()).format(TIME).map_err(io::Error::other);
+    let time = time.map_err(|error| failed("tell when", &error))?;
+    for number in 1..=MOST_AT_ONCE {
+        let number = if number == 1 { String::new() } else { format!("-{number}") };
+        let name = kept_name(path);
+        let key = format!("{}/{name}.{time}{number}.{}", place.layout.errors_folder(), reason.name());
+        match place.store.put_new(&key, Body::Stream(&mut stream), &attributes)? {
+            Put::Created { .. } => return Ok(Copied { location: place.store.location(&key), stamp }),
+            Put::AlreadyExists => {}
+        }
+    }
+    let location = place.store.location(&place.layout.errors_folder());
+    Err(Error::new(Kind::Storage, location.clone(), format!("too many files of one name lie in \"{location}\"")))
+}
+
+/// The name of a file that may be anybody's, as part of a key: what cannot be shown or listed is replaced, and it leaves
+/// room for what stands behind it (255 bytes are a name at most).
+fn kept_name(path: &Path) -> String {
+    const MOST_BYTES: usize = 200;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let shown = |letter: char| if letter.is_control() || letter == char::REPLACEMENT_CHARACTER { '_' } else { letter };
+    let mut kept: String = name.chars().map(shown).collect();
+    kept.truncate(kept.floor_char_boundary(MOST_BYTES));
+    kept
 }
 
 /// Removes one file that was set aside, by its exact name: the last part of its location. Answers where it lay.

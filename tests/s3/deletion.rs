@@ -195,6 +195,32 @@ fn the_size_of_segments_is_read_from_what_is_kept_beside_an_object() {
 }
 
 #[test]
+fn files_of_any_name_are_set_aside_in_a_bucket_and_found_there() {
+    let bucket = S3Server::ceph().new_bucket();
+    let (_directory, site) = site_in(&bucket, "");
+    let archive = site.archive();
+    archive_file(&archive, &site.offer_segment(1)).unwrap();
+    let names = ["a b?c&d+e%2F#", "\u{1}\u{1b}[31m<xml>", "é", "plain"];
+    for _ in 0..2 {
+        for name in names {
+            let path = site.path(name);
+            std::fs::write(&path, name).unwrap();
+            let copied = archive.set_aside(&path, set_aside::Reason::Unknown).unwrap();
+            assert!(copied.location.ends_with(".unknown"), "{}", copied.location);
+        }
+    }
+    let place = site.place();
+    let files = set_aside::list(&place).unwrap();
+    assert_eq!(files.len(), 8);
+    let count = |name: &str| files.iter().filter(|file| file.name == name).count();
+    assert_eq!(["a b?c&d+e%2F#", "__[31m<xml>", "é", "plain"].map(count), [2; 4]);
+    for file in &files {
+        set_aside::clear(&place, file.location.rsplit('/').next().unwrap()).unwrap();
+    }
+    assert!(set_aside::list(&place).unwrap().is_empty());
+}
+
+#[test]
 fn a_file_set_aside_is_cleared_by_its_exact_key() {
     let bucket = S3Server::ceph().new_bucket();
     let (_directory, site) = site_in(&bucket, "");

@@ -4,14 +4,17 @@ use crate::args::{Archive as Arguments, Arguments as Typed};
 use crate::output::{self, End, Told, tell, write_json};
 use crate::settings;
 use crate::signals::stop_on_signals;
-use archiver_core::Result;
 use archiver_core::archive::Archive;
 use archiver_core::config::Config;
+use archiver_core::crypt::Recipients;
 use archiver_core::data_directory::{cluster, writer};
 use archiver_core::incoming::{Outcome, Queue};
+use archiver_core::place::Place;
 use archiver_core::pulse::Pulse;
 use archiver_core::report::Report;
 use archiver_core::server_conf::ServerConf;
+use archiver_core::set_aside::put;
+use archiver_core::{Error, Result};
 use serde::Serialize;
 use std::io::Write;
 use std::path::Path;
@@ -25,27 +28,49 @@ pub fn run(typed: &Typed, wanted: &Arguments) -> std::result::Result<u8, End> {
         return Ok(output::USAGE);
     }
     let data_directory = settings::data_directory(typed, wanted.paths.first().map(|path| path.as_path()));
-    let config = Config::parse(&settings::read(typed, &data_directory)?)?;
+    let settings = settings::read(typed, &data_directory)?;
+    let config = Config::parse(&settings)?;
     let queue = match directory {
-        Some(directory) => Queue::of_directory(directory)?,
+        Some(directory) => Queue::of_directory(directory)?.in_batches_of(settings.batch_size()?),
         None => Queue::of_paths(&wanted.paths),
     };
     let queue = if wanted.keep { queue.keep_sources() } else { queue };
     // Where nothing is to be archived nobody need know whose it would be.
     let archive = match queue.items.is_empty() {
         true => None,
-        false => Some(open(typed, config, &data_directory, &queue)?),
+        false => Some(open(typed, config.clone(), &data_directory, &queue)?),
     };
 
-    let mut told = Account::begin(wanted, directory.is_some());
+    let mut told = Account::begin(wanted, directory.is_some(), queue.total());
     let mut each = |path: &Path, outcome| told.take(path, &outcome);
-    queue.tell_unarchivable(&mut each);
-    let synced = archive.map_or(Ok(()), |archive| queue.archive(&archive, &mut each));
-    if let Err(error) = &synced {
-        tell(Report::of(error));
-    }
-    let is_whole = told.end() && synced.is_ok();
+    queue.tell_unfinished(&mut each);
+    let archived = archive.as_ref().map_or(Ok(()), |archive| queue.archive(archive, &mut each));
+    let moved = match &archive {
+        Some(archive) => queue.set_refused_aside(Some(&|path, reason| archive.set_aside(path, reason)), &mut each),
+        None if queue.has_to_set_aside() => match begun(typed, &config, &data_directory) {
+            Ok((place, keys)) => {
+                queue.set_refused_aside(Some(&|path, reason| put(&place, keys.as_ref(), path, reason)), &mut each)
+            }
+            Err(error) => {
+                tell(Report::of(&error));
+                queue.set_refused_aside(None, &mut each)
+            }
+        },
+        None => queue.set_refused_aside(None, &mut each),
+    };
+    let faults: Vec<Error> = [archived, moved].into_iter().filter_map(Result::err).collect();
+    faults.iter().for_each(|error| tell(Report::of(error)));
+    let is_whole = told.end() && faults.is_empty();
     Ok(if is_whole { output::DONE } else { output::ANYTHING_ELSE })
+}
+
+/// The place of an archive that was begun, and who may read what is put there: files that are none to archive do not tell
+/// whose they are.
+fn begun(typed: &Typed, config: &Config, data_directory: &Path) -> Result<(Place, Option<Recipients>)> {
+    let place = Place::open(&config.destination, &Arc::new(Pulse::new()))?;
+    place.refuse_root_in_anothers()?;
+    place.confirm_archive(settings::system_identifier(typed, data_directory)?)?;
+    Ok((place, config.encryption_recipients.as_deref().map(Recipients::new)))
 }
 
 /// The archive of the cluster in the data directory, else of the one that wrote the files.
@@ -74,6 +99,8 @@ struct Line<'a> {
     file: &'a str,
     state: &'static str,
     reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    location: Option<&'a str>,
 }
 
 /// What has been told so far. That nobody listens any more keeps no file from being archived.
@@ -82,6 +109,7 @@ struct Account {
     has_summary: bool,
     is_verbose: bool,
     is_json: bool,
+    total: usize,
     run: u64,
     skipped: u64,
     errors: u64,
@@ -89,19 +117,20 @@ struct Account {
 
 #[derive(Serialize)]
 struct Summary {
-    total: u64,
+    total: usize,
     run: u64,
     skipped: u64,
     errors: u64,
 }
 
 impl Account {
-    fn begin(wanted: &Arguments, is_directory: bool) -> Self {
+    fn begin(wanted: &Arguments, is_directory: bool, total: usize) -> Self {
         let mut told = Account {
             out: Told::begin(),
             has_summary: is_directory && !wanted.quiet,
             is_verbose: wanted.verbose,
             is_json: wanted.json,
+            total,
             run: 0,
             skipped: 0,
             errors: 0,
@@ -119,6 +148,13 @@ impl Account {
             Outcome::Archived => ("archived", None),
             Outcome::AlreadyArchived => ("already archived", None),
             Outcome::Skipped(reason) => ("skipped", Some((*reason).to_string())),
+            Outcome::SetAside { cause, location } => {
+                let cause = cause.clone().hint(format!(
+                    "It lies at \"{location}\" now. Once you know where it belongs, remove it with \"archiver errors --clear\"."
+                ));
+                tell(Report::new(&format!("could not archive file \"{name}\""), &cause));
+                ("set aside", Some(cause.to_string()))
+            }
             Outcome::Failed(error) => {
                 tell(Report::new(&format!("could not archive file \"{name}\""), error));
                 ("failed", Some(error.to_string()))
@@ -131,12 +167,16 @@ impl Account {
         match outcome {
             Outcome::Archived | Outcome::AlreadyArchived => self.run += 1,
             Outcome::Skipped(_) => self.skipped += 1,
-            Outcome::Failed(_) | Outcome::NotRemoved(_) => self.errors += 1,
+            Outcome::SetAside { .. } | Outcome::Failed(_) | Outcome::NotRemoved(_) => self.errors += 1,
         }
+        let location = match outcome {
+            Outcome::SetAside { location, .. } => Some(location.as_str()),
+            _ => None,
+        };
         if self.is_json {
             self.out.print(|out| {
                 out.write_all(if is_first { b"\n" } else { b",\n" })?;
-                write_json(out, &Line { file: &name, state, reason })
+                write_json(out, &Line { file: &name, state, reason, location })
             });
         } else if self.is_verbose {
             let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
@@ -146,8 +186,7 @@ impl Account {
 
     /// The last word; answers whether every file is archived that was to be.
     fn end(mut self) -> bool {
-        let Account { run, skipped, errors, .. } = self;
-        let total = run + skipped + errors;
+        let Account { total, run, skipped, errors, .. } = self;
         if self.is_json {
             self.out.print(|out| {
                 out.write_all(b"\n],\"summary\":")?;

@@ -6,7 +6,7 @@ use crate::config::{Compressor, StorageUrl};
 use crate::error::Result;
 use crate::hooks::{About, Hooks, Occasion, Say};
 use crate::layout::{Format, Layout, Naming};
-use std::fs::File;
+use crate::regular_file::{self, Links};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf, absolute};
 use std::thread::sleep;
@@ -101,12 +101,9 @@ impl Archive {
 
     /// What hooks are told before the file is archived.
     fn source(&self, file: &WalFile) -> io::Result<About> {
-        let source = File::open(&file.path)?;
-        let meta = source.metadata()?;
+        let (source, meta) = regular_file::open(&file.path, Links::Refused)?;
         let mut head = Vec::with_capacity(Compression::MAGIC_LENGTH);
-        if meta.is_file() {
-            source.take(Compression::MAGIC_LENGTH as u64).read_to_end(&mut head)?;
-        }
+        source.take(Compression::MAGIC_LENGTH as u64).read_to_end(&mut head)?;
         Ok(About {
             name: file.name,
             file: absolute(&file.path)?,

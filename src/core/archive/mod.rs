@@ -26,6 +26,7 @@ use crate::identity::{Cluster, Identity, Marker, foreign_archive, vanished_archi
 use crate::layout::Format;
 use crate::place::Place;
 use crate::pulse::{Beating, Pulse};
+use crate::set_aside::{self, Copied, Reason};
 use crate::single_flight::SingleFlight;
 use crate::stamp::Stamp;
 use crate::store::{Attributes, Body, Facts, Put};
@@ -38,6 +39,7 @@ use source::{Opened, Source};
 use std::fs::{self, Metadata};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -183,6 +185,13 @@ impl Archive {
         let path = records.root().join(place.layout.wal_key(name, Compression::None));
         let stored = fs::metadata(&path).map_err(|error| Error::io("stat file", &path, &error))?;
         Ok((stored.dev(), stored.ino()) == (file.dev(), file.ino()))
+    }
+
+    /// Copies a file that cannot be archived to those that were set aside, as [`set_aside::put`] does.
+    pub fn set_aside(&self, path: &Path, reason: Reason) -> Result<Copied> {
+        let place = self.place()?;
+        self.confirm_identity(place)?;
+        set_aside::put(place, self.recipients.as_ref(), path, reason)
     }
 
     /// The configuration it was made with.

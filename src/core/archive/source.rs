@@ -5,11 +5,11 @@ use crate::error::{Error, Kind, Result};
 use crate::hash::{Content, Hash};
 use crate::identity::Cluster;
 use crate::pulse::{Beating, Pulse};
+use crate::regular_file::{self, Links};
 use crate::stamp::Stamp;
 use crate::wal::{LongPageHeader, WalName};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -69,13 +69,8 @@ pub struct Opened<'a> {
 /// Opens `wal`, a file of that cluster.
 pub fn open<'a>(wal: &'a WalFile, cluster: &'a Cluster) -> Result<Opened<'a>> {
     // Nothing else may take its place meanwhile: no link to another file, no pipe that nobody writes to.
-    let mut options = OpenOptions::new();
-    options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-    let file = options.open(&wal.path).map_err(|error| failed(wal, "open file", &error))?;
-    let meta = file.metadata().map_err(|error| failed(wal, "stat file", &error))?;
-    if !meta.is_file() {
-        return Err(unfit(wal, "it is not a regular file"));
-    }
+    let opened = regular_file::open(&wal.path, Links::Refused);
+    let (file, meta) = opened.map_err(|error| failed(wal, "open file", &error))?;
     // It may be compressed already; a longer one is not worth reading.
     if meta.len() > codec::most_encoded_bytes(size_limit(&wal.name, cluster)) {
         return Err(unfit(wal, &format!("it is {} bytes long", meta.len())));

@@ -2,6 +2,7 @@
 
 use super::{Setting, Settings};
 use crate::codec::Compression;
+use crate::crypt::Encryption;
 use crate::error::Result;
 use crate::wal::LongPageHeader;
 
@@ -96,6 +97,9 @@ impl CustomFormat {
                 ))
             })?,
         };
+        if Encryption::detect(&magic) != Encryption::None {
+            return Err(typed.wrong("Encrypted files begin like that"));
+        }
         let text = settings.typed(Setting::CustomDecompressionFilter).text.to_string();
         let is_assumed = settings.typed(Setting::Compression).text == CUSTOM;
         let is_set = !text.is_empty() && (is_assumed || !magic.is_empty());

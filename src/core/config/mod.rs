@@ -50,6 +50,8 @@ pub enum Setting {
     Workers,
     /// How far they look ahead.
     ReadAhead,
+    /// How many files of a directory are archived in one run.
+    ArchiverBatchSize,
     /// How much memory they take.
     MemoryLimit,
     /// How long one request is tried.
@@ -84,7 +86,7 @@ pub enum Setting {
 
 impl Setting {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Setting; 28] = [
+    pub const ALL: [Setting; 29] = [
         Setting::Storage,
         Setting::ServerName,
         Setting::Compression,
@@ -98,6 +100,7 @@ impl Setting {
         Setting::DecryptionPassphraseCommand,
         Setting::Workers,
         Setting::ReadAhead,
+        Setting::ArchiverBatchSize,
         Setting::MemoryLimit,
         Setting::AttemptTimeout,
         Setting::RetryTimeout,
@@ -131,6 +134,7 @@ impl Setting {
             Setting::DecryptionPassphraseCommand => "decryption_passphrase_command",
             Setting::Workers => "workers",
             Setting::ReadAhead => "read_ahead",
+            Setting::ArchiverBatchSize => "archiver_batch_size",
             Setting::MemoryLimit => "memory_limit",
             Setting::AttemptTimeout => "attempt_timeout",
             Setting::RetryTimeout => "retry_timeout",
@@ -169,7 +173,7 @@ impl Setting {
             Setting::ServerName => "main",
             Setting::Compression => "zstd",
             Setting::CompressionLevel => "low",
-            Setting::Workers => "0",
+            Setting::Workers | Setting::ArchiverBatchSize => "0",
             Setting::ReadAhead => "16",
             Setting::MemoryLimit => "256MB",
             Setting::AttemptTimeout => "30s",
@@ -203,6 +207,9 @@ impl Setting {
             }
             Setting::Workers => "Threads that read, compress and store WAL files; 0 means one per core, at most 8.",
             Setting::ReadAhead => "WAL files in progress beyond the one PostgreSQL asks for; 0 means one at a time.",
+            Setting::ArchiverBatchSize => {
+                "Files that \"archiver archive\" takes from a directory in one run; 0 means all."
+            }
             Setting::MemoryLimit => "Bound on the memory of all buffers; a segment too large for it is streamed.",
             Setting::AttemptTimeout => "How long one request to a store may go without any progress; S3 only.",
             Setting::RetryTimeout => {
@@ -335,6 +342,7 @@ const WORKERS: RangeInclusive<u64> = 0..=64;
 const READ_AHEAD: RangeInclusive<u64> = 0..=1024;
 const RESTORE_PREFETCH: RangeInclusive<u64> = 0..=1000;
 const MEMORY_LIMIT_BYTES: RangeInclusive<u64> = (16 << 20)..=(64 << 30);
+const BATCH_FILES: RangeInclusive<u64> = 0..=1_000_000_000;
 const WAITING_FILES: RangeInclusive<u64> = 0..=1_000_000_000;
 const TIMEOUT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
 
@@ -345,6 +353,13 @@ struct Typed<'a> {
 }
 
 impl Settings {
+    /// How many files of a directory are archived in one run, where there is a bound; fails where that is wrong. The server,
+    /// which has no use for it, goes on archiving then.
+    pub fn batch_size(&self) -> Result<Option<usize>> {
+        let typed = self.typed(Setting::ArchiverBatchSize).number(&BATCH_FILES)?;
+        Ok(Some(typed).filter(|&files| files > 0))
+    }
+
     fn typed(&self, setting: Setting) -> Typed<'_> {
         Typed { setting, text: self.get(setting).trim() }
     }
@@ -505,7 +520,8 @@ impl Config {
             let others = Self::judged_with(setting).iter().filter(says_something);
             others.chain([&setting]).for_each(|typed| alone.set(*typed, settings.get(*typed)));
             let error = Config::parse(&alone).err();
-            let error = error.or_else(|| Limits::parse(&alone).err()).or_else(|| Prefetch::parse(&alone).err())?;
+            let error = error.or_else(|| Limits::parse(&alone).err()).or_else(|| Prefetch::parse(&alone).err());
+            let error = error.or_else(|| alone.batch_size().err())?;
             (error.subject() == format!("archiver.{}", setting.name())).then_some(error)
         };
         Setting::ALL.into_iter().filter_map(wrong).collect()
@@ -577,6 +593,18 @@ mod tests {
             settings.set(*setting, *value);
         }
         Config::parse(&settings)
+    }
+
+    #[test]
+    fn a_magic_of_ones_own_that_encrypted_files_begin_with_is_refused() {
+        let mut settings = Settings::default();
+        settings.set(Setting::Storage, "file:///srv/wal");
+        settings.set(Setting::CustomCompressionMagic, "0x8501");
+        let error = Config::parse(&settings).unwrap_err();
+        assert_eq!(error.subject(), "archiver.custom_compression_magic");
+        assert_eq!(Config::problems(&settings), [error]);
+        settings.set(Setting::CustomCompressionMagic, "0x2801");
+        assert_eq!(Config::problems(&settings), []);
     }
 
     #[test]

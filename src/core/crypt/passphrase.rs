@@ -5,15 +5,24 @@ use crate::error::{Error, Kind, Result, plain_cause};
 use crate::process::{Cut, Exit, Limit, Outcome, run};
 use crate::pulse::Pulse;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A person is not asked: nobody sits there.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The first line that the shell command `text` prints.
+/// The first line that the shell command `text` prints. A failure is answered again for as long as a command is waited for:
+/// whoever reads many files does not wait for each.
 pub fn of_command(text: &str) -> Passphrase {
     let text = text.to_string();
-    Box::new(move || first_line_of(&text))
+    let failure: Mutex<Option<(Instant, Error)>> = Mutex::default();
+    Box::new(move || {
+        let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*failure {
+            Some((at, error)) if at.elapsed() < PATIENCE => Err(error.clone()),
+            _ => first_line_of(&text).inspect_err(|error| *failure = Some((Instant::now(), error.clone()))),
+        }
+    })
 }
 
 /// Never says what was printed.
@@ -49,6 +58,15 @@ mod tests {
     fn the_passphrase_is_the_first_line_that_the_command_prints() {
         assert_eq!(of_command("printf 'open sesame\\nand more\\n'")().unwrap(), b"open sesame");
         assert_eq!(of_command("printf secret")().unwrap(), b"secret");
+    }
+
+    #[test]
+    fn a_command_that_failed_is_not_run_again_for_the_next_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("runs");
+        let passphrase = of_command(&format!("echo run >> {}; exit 3", path.display()));
+        assert_eq!(passphrase().unwrap_err(), passphrase().unwrap_err());
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "run\n");
     }
 
     #[test]

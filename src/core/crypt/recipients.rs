@@ -1,6 +1,7 @@
 //! The public keys of those who may read what is archived.
 
 use crate::error::{Error, Kind, Result};
+use crate::regular_file::{self, Links};
 use crate::stamp::Stamp;
 use pgp::composed::{MessageBuilder, PublicOrSecret, RawSessionKey, SignedPublicKey, SignedPublicSubKey};
 use pgp::crypto::sym::SymmetricKeyAlgorithm;
@@ -10,7 +11,6 @@ use pgp::types::{EncryptionKey, KeyDetails, KeyVersion, PkeskBytes, Tag};
 use rand::rngs::{OsRng, StdRng};
 use rand::{RngCore, SeedableRng};
 use std::fmt::{self, Debug, Formatter};
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -78,8 +78,8 @@ impl Recipients {
     fn keys(&self) -> Result<Arc<Vec<SignedPublicKey>>> {
         let failed = |error: &io::Error| self.unusable(&crate::error::plain_cause(error));
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let file = File::open(&self.path).map_err(|error| failed(&error))?;
-        let stamp = file.metadata().map(|meta| Stamp::of(&meta)).map_err(|error| failed(&error))?;
+        let (file, meta) = regular_file::open(&self.path, Links::Followed).map_err(|error| failed(&error))?;
+        let stamp = Stamp::of(&meta);
         if let Some((known, keys)) = &*read
             && *known == stamp
         {

@@ -2,6 +2,7 @@
 
 use super::Encryption;
 use crate::error::{Error, Kind, Result};
+use crate::regular_file::{self, Links};
 use once_cell::sync::OnceCell;
 use pgp::composed::{DecryptionOptions, Message, PublicOrSecret, SignedSecretKey, TheRing};
 use pgp::types::{Password, Seipdv1ReadMode};
@@ -71,8 +72,8 @@ impl SecretKeys {
             return Err(self.unusable("the path is not absolute"));
         }
         let mut bytes = Vec::new();
-        std::fs::File::open(path)
-            .and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut bytes))
+        regular_file::open(path, Links::Followed)
+            .and_then(|(file, _)| file.take(MAX_FILE_BYTES).read_to_end(&mut bytes))
             .map_err(|error| self.unusable(&crate::error::plain_cause(&error)))?;
         let mut keys = parse(&bytes).map_err(|cause| self.unusable(&cause))?;
         if keys.iter().any(is_locked) {

@@ -288,7 +288,7 @@ fn a_directory_is_emptied_of_all_that_could_be_archived() {
     archived.push(bring(&site, &label, b"START WAL LOCATION: 0/200028\n"));
     archived.push(bring(&site, HISTORY, b"1\t0/300000\tx\n"));
     let mut left = vec![bring(&site, "000000010000000000000009.tmp", b"x"), bring(&site, ".hidden", b"x")];
-    left.push(bring(&site, "junk", b"x"));
+    archived.push(bring(&site, "junk", b"what was in it"));
     left.push(bring(&site, &site.name(4).to_string(), b"no WAL"));
     fs::create_dir(incoming(&site).join(site.name(5).to_string())).unwrap();
     symlink(site.path("elsewhere"), incoming(&site).join(site.name(6).to_string())).unwrap();
@@ -298,10 +298,15 @@ fn a_directory_is_emptied_of_all_that_could_be_archived() {
     let last = ended.out.lines().last().unwrap();
     assert_eq!(last, "total: 10, run: 5, skipped: 1, errors: 4", "{}", ended.out);
     assert!(ended.out.contains("000000010000000000000009.tmp: skipped (it is in the making)\n"), "{}", ended.out);
-    assert!(ended.out.contains("junk: failed (\"junk\" is not the name of a WAL file)\n"), "{}", ended.out);
+    assert!(ended.out.contains("junk: set aside (\"junk\" is not the name of a WAL file)\n"), "{}", ended.out);
     assert!(archived.iter().all(|path| !path.exists()));
     assert!(left.iter().all(|path| path.exists()) && site.path("elsewhere").exists());
-    assert_eq!(tree(&incoming(&site)).len(), 6);
+    assert_eq!(tree(&incoming(&site)).len(), 5);
+    let aside = set_aside(&site);
+    assert_eq!(aside.len(), 1);
+    assert!(aside[0].0.starts_with("junk.2") && aside[0].0.ends_with("Z.unknown"), "{}", aside[0].0);
+    assert_eq!(aside[0].1, b"what was in it");
+    assert!(ended.err.contains(&format!("It lies at \"{}", site.storage().join("main/errors/junk.2").display())));
     let [one, two] = [1, 2].map(|number| site.name(number).to_string());
     assert_eq!(site.catalogue(), [HISTORY, &one, &two, &label, &partial]);
     for name in site.catalogue() {
@@ -310,7 +315,7 @@ fn a_directory_is_emptied_of_all_that_could_be_archived() {
 }
 
 #[test]
-fn what_is_archived_already_is_removed_and_what_differs_stays() {
+fn what_is_archived_already_is_removed_and_what_differs_is_set_aside() {
     let site = site();
     bring_segment(&site, 1);
     let second = bring_segment(&site, 2);
@@ -331,10 +336,88 @@ fn what_is_archived_already_is_removed_and_what_differs_stays() {
     assert_eq!(states(&name), json!({ "file": name.to_string(), "state": "already archived", "reason": null }));
     assert_eq!(states(&site.name(3))["state"], "archived");
     let failed = states(&site.name(2));
-    assert!(failed["state"] == "failed" && failed["reason"].as_str().unwrap().contains("already holds"), "{failed}");
-    assert_eq!(tree(&incoming(&site)), [site.name(2).to_string()]);
-    assert_eq!(fs::read(&second).unwrap(), other);
+    assert!(failed["state"] == "set aside" && failed["reason"].as_str().unwrap().contains("already holds"), "{failed}");
+    assert!(tree(&incoming(&site)).is_empty());
+    let aside = set_aside(&site);
+    let (aside_name, content) = &aside[0];
+    assert!(aside.len() == 1 && *content == other);
+    assert!(
+        aside_name.starts_with(&format!("{}.2", site.name(2))) && aside_name.ends_with(".duplicate"),
+        "{aside_name}"
+    );
+    assert!(failed["location"].as_str().unwrap().ends_with(aside_name.as_str()), "{failed}");
     assert_eq!(site.catalogue().len(), 3);
+    // Told until somebody has settled it.
+    assert!(run(&site, &["errors"]).with(1).out.contains("duplicates: 1"));
+    run(&site, &["errors", "--clear", aside_name]).with(0);
+    run(&site, &["errors"]).with(0);
+}
+
+/// What lies in the archive's folder of errors: names and contents.
+fn set_aside(site: &Site) -> Vec<(String, Vec<u8>)> {
+    let folder = site.storage().join("main/errors");
+    if !folder.exists() {
+        return Vec::new();
+    }
+    tree(&folder).into_iter().map(|name| (name.clone(), fs::read(folder.join(&name)).unwrap())).collect()
+}
+
+#[test]
+fn a_directory_of_nothing_but_junk_is_emptied_only_for_an_archive_that_was_begun() {
+    let site = site();
+    let junk = bring(&site, "notes.txt", b"x");
+    let ended = archive_directory(&site, &[]).with(4);
+    assert!(ended.err.contains("there is no archive at"), "{}", ended.err);
+    assert!(junk.exists() && tree(&site.storage()).is_empty());
+    bring_segment(&site, 1);
+    archive_directory(&site, &["--keep"]).with(4);
+    assert!(junk.exists() && set_aside(&site).is_empty(), "--keep leaves all that lies there");
+    fs::remove_file(incoming(&site).join(site.name(1).to_string())).unwrap();
+    let ended = archive_directory(&site, &[]).with(4);
+    assert_eq!(ended.out, "total: 1, run: 0, skipped: 0, errors: 1\n");
+    assert!(!junk.exists());
+    assert_eq!(set_aside(&site).len(), 1);
+}
+
+#[test]
+fn no_more_than_a_batch_is_archived_in_one_run_and_what_cannot_be_takes_nobodys_place() {
+    let site = site();
+    (1..=5).for_each(|number| drop(bring_segment(&site, number)));
+    // In front of all others in name and in PostgreSQL's order.
+    let waiting = bring(&site, &format!("{}.partial", site.name(0)), &site.content(&site.name(0)));
+    let damaged = bring(&site, &site.name(0).to_string(), b"no WAL");
+    bring(&site, "#junk", b"x");
+    let left = |site: &Site| tree(&incoming(site)).len();
+    for (size, after) in [("1", 6), ("2", 4)] {
+        let ended = archive_directory(&site, &["--batch-size", size]).with(4);
+        assert!(ended.out.contains(&format!("run: {size}, skipped: 1, errors:")), "{}", ended.out);
+        assert_eq!(left(&site), after);
+    }
+    let [first, last] = [1, 3].map(|number| site.name(number).to_string());
+    assert_eq!((site.catalogue().first(), site.catalogue().last()), (Some(&first), Some(&last)));
+    assert!(waiting.exists() && damaged.exists());
+    for (wrong, code) in [("-1", 2), ("x", 3), ("", 3), ("2000000000", 3)] {
+        let ended = archive_directory(&site, &["--batch-size", wrong]).with(code);
+        assert!(code == 2 || ended.err.contains("archiver.archiver_batch_size"), "{}", ended.err);
+    }
+    assert!(archive_directory(&site, &[]).with(4).out.contains("total: 4, run: 2,"));
+    assert_eq!(left(&site), 2);
+}
+
+#[test]
+fn what_cannot_be_removed_is_not_set_aside_again_and_again() {
+    let site = site();
+    bring_segment(&site, 1);
+    archive_directory(&site, &[]).with(0);
+    bring(&site, "junk", b"x");
+    fs::write(incoming(&site).join(site.name(1).to_string()), b"x").unwrap();
+    let Some(read_only) = ReadOnly::make(&incoming(&site)) else { return };
+    for _ in 0..2 {
+        let ended = archive_directory(&site, &[]).with(4);
+        assert!(ended.err.contains("It stays where it is: could not remove files from directory"), "{}", ended.err);
+    }
+    assert!(set_aside(&site).is_empty());
+    drop(read_only);
 }
 
 #[test]

@@ -3,8 +3,10 @@
 use crate::{Ended, program, run, site};
 use archiver_tests::{Site, eventually};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -72,6 +74,49 @@ fn a_signal_ends_the_run_and_the_hook_with_it() {
     let hook: i32 = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
     eventually("the hook is gone", || kill(Pid::from_raw(hook), None).is_err());
     assert!(!site.stored(&file.name).exists());
+}
+
+#[test]
+fn a_second_signal_ends_a_run_that_hangs_in_the_storage() {
+    let site = site();
+    archive(&site, 1, &[]).with(0);
+    // Whoever opens it waits for somebody at its other end.
+    fs::remove_file(site.catalogue_path()).unwrap();
+    mkfifo(&site.catalogue_path(), Mode::S_IRWXU).unwrap();
+    let file = site.offer_segment(2);
+    let mut command = program(&site, &["archive", &format!("pg_wal/{}", file.name)]);
+    command.env("ARCHIVER_PRE_ARCHIVE_SCRIPT", "true").stderr(Stdio::piped());
+    let mut running = command.spawn().expect("run archiver");
+    let pid = Pid::from_raw(running.id().cast_signed());
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let places = || threads().filter_map(|thread| fs::read_to_string(thread.path().join("wchan")).ok());
+    let began = Instant::now();
+    while !places().any(|place| place.contains("wait_for_partner")) {
+        if began.elapsed() > Duration::from_secs(10) {
+            running.kill().unwrap();
+            panic!("it does not hang, or this kernel does not tell where: {:?}", places().collect::<Vec<_>>());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    kill(pid, Signal::SIGTERM).unwrap();
+    eventually("the first is heard", || !is_pending(pid, Signal::SIGTERM));
+    assert!(running.try_wait().unwrap().is_none(), "what hangs in the kernel hears nothing");
+    kill(pid, Signal::SIGTERM).unwrap();
+    let is_over = (0..500).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        running.try_wait().unwrap().is_some()
+    });
+    if !is_over {
+        running.kill().unwrap();
+    }
+    assert_eq!(running.wait().unwrap().signal(), Some(Signal::SIGTERM as i32));
+}
+
+/// Whether that signal waits to be heard.
+fn is_pending(pid: Pid, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let bits = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
+    u64::from_str_radix(bits.trim(), 16).unwrap() & 1 << (signal as i32 - 1) != 0
 }
 
 #[test]

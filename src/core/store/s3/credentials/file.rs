@@ -2,9 +2,10 @@
 
 use super::deadline::Deadline;
 use crate::error::{Error, Kind, Result, plain_cause};
-use std::fs::{File, Metadata};
+use crate::regular_file::{self, Links};
+use std::fs::Metadata;
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,12 +107,7 @@ impl Stamp {
 
 /// All of a text file of at most `most` bytes. May hang on a dead mount.
 pub(super) fn read_text(path: &Path, most: u64) -> io::Result<(String, Stamp)> {
-    // A named pipe would wait for a writer.
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
+    let (file, metadata) = regular_file::open(path, Links::Followed)?;
     let mut bytes = Vec::new();
     (&file).take(most + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
