@@ -62,6 +62,15 @@ impl Arguments {
             (Setting::MemoryLimit, Command::Archive(archive)) => &archive.memory_limit,
             (Setting::RetryTimeout, Command::Archive(archive)) => &archive.retry_timeout,
             (Setting::RestorePrefetch, Command::Restore(restore)) => &restore.restore_prefetch,
+            (Setting::StreamingConninfo, Command::ReceiveWal(receive)) => &receive.streaming_conninfo,
+            (Setting::StreamingArchiverName, Command::ReceiveWal(receive)) => &receive.streaming_archiver_name,
+            (Setting::SlotName, Command::ReceiveWal(receive)) => &receive.slot_name,
+            (Setting::CreateSlot, Command::ReceiveWal(receive)) => &receive.create_slot,
+            (Setting::StreamingWalsDirectory, Command::ReceiveWal(receive)) => &receive.streaming_wals_directory,
+            (Setting::StreamingArchiverBatchSize, Command::ReceiveWal(receive)) => {
+                &receive.streaming_archiver_batch_size
+            }
+            (Setting::PathPrefix, Command::ReceiveWal(receive)) => &receive.path_prefix,
             _ => &None,
         };
         given.clone()
@@ -92,6 +101,8 @@ pub enum Command {
     Errors(Errors),
     /// Delete WAL that nobody needs any more; an archive_cleanup_command
     Delete(Delete),
+    /// Receive WAL while it is written, and archive it; needs pg_receivewal and psql
+    ReceiveWal(ReceiveWal),
     /// Fetch ahead of a server in recovery; started by restore
     #[command(hide = true)]
     Prefetch,
@@ -387,6 +398,52 @@ pub struct Restore {
     /// Segments fetched ahead during recovery; 0 means none
     #[arg(long, value_name = "NUMBER")]
     pub restore_prefetch: Option<String>,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Runs until a signal ends it. PostgreSQL's own pg_receivewal receives into a directory of its own; each segment is \
+    archived from there once it is whole, by the storage, formats, hooks and rules of every other archiving. What goes wrong is told on \
+    standard error and tried again, at most a minute later.\n\n\
+    The role needs the attribute REPLICATION, and a line for the database \"replication\" in pg_hba.conf. Passwords come from a password \
+    file (PGPASSFILE, ~/.pgpass) or a service file. Without a slot the server may remove WAL that was not received yet.\n\n\
+    Exit codes: 0 ended by a signal, or the reset is done; 2 usage; 3 configuration; 4 anything else.\n\n\
+    Examples:\n  \
+    archiver --storage file:///srv/wal --server-name db1 receive-wal --streaming-conninfo 'host=db1 user=streamer' --slot-name archiver --create-slot auto\n  \
+    archiver --storage file:///srv/wal --server-name db1 receive-wal --streaming-conninfo 'host=db1 user=streamer' --slot-name archiver --reset"
+)]
+pub struct ReceiveWal {
+    /// Begin where the server or its slot is, though WAL before that was not received, and end; the archive keeps a gap
+    #[arg(long)]
+    pub reset: bool,
+
+    /// Connection string of the server, without a password [default: what the environment says, as for psql]
+    #[arg(long, value_name = "CONNINFO")]
+    pub streaming_conninfo: Option<String>,
+
+    /// Name the server knows the receiver by, as in synchronous_standby_names
+    #[arg(long, value_name = "NAME")]
+    pub streaming_archiver_name: Option<String>,
+
+    /// Replication slot to receive through
+    #[arg(long, value_name = "NAME")]
+    pub slot_name: Option<String>,
+
+    /// Whether that is made where it is missing: auto or manual
+    #[arg(long, value_name = "HOW")]
+    pub create_slot: Option<String>,
+
+    /// Directory to receive in [default: streaming/ beside the archived WAL of a file: storage]
+    #[arg(long, value_name = "DIR")]
+    pub streaming_wals_directory: Option<String>,
+
+    /// Received files that are archived in one run; 0 means all
+    #[arg(long, value_name = "NUMBER")]
+    pub streaming_archiver_batch_size: Option<String>,
+
+    /// Directories to look for pg_receivewal and psql in before those of PATH
+    #[arg(long, value_name = "DIRS")]
+    pub path_prefix: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

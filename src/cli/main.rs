@@ -38,6 +38,7 @@ fn run(arguments: &Arguments) -> u8 {
         Command::Archive(archive) => commands::archive::run(arguments, archive),
         Command::Delete(delete) => commands::delete::run(arguments, delete),
         Command::Errors(errors) => commands::errors::run(arguments, errors),
+        Command::ReceiveWal(receive) => commands::receive_wal::run(arguments, receive),
         Command::List(list) => commands::list::list(arguments, list),
         Command::Exists(exists) => commands::list::exists(arguments, exists),
         Command::Verify(verify) => commands::verify::run(arguments, verify),

@@ -8,7 +8,7 @@ use crate::durable;
 use crate::error::{Error, Kind, Result};
 use crate::set_aside::{Copied, Reason};
 use crate::stamp::Stamp;
-use crate::wal::{Timeline, WalName};
+use crate::wal::{Kind as WalKind, Timeline, WalName};
 use nix::unistd::{AccessFlags, access};
 use std::fs::{self, FileType};
 use std::io;
@@ -32,6 +32,8 @@ pub struct Queue {
     /// Its device and inode.
     identity: Option<(u64, u64)>,
     keeps_sources: bool,
+    /// Whether WAL is received there: of a segment in part it is known that nobody writes it any more.
+    is_streaming: bool,
 }
 
 /// What became of one file.
@@ -87,8 +89,6 @@ impl Queue {
     /// order in which PostgreSQL archives; hidden files are not seen and `*.tmp` are in the making. Everything else is
     /// refused. One name per file is held in memory.
     pub fn of_directory(directory: &Path) -> Result<Self> {
-        let unreadable = |error: &io::Error| Error::io("read directory", directory, error);
-        let entries = fs::read_dir(directory).map_err(|error| unreadable(&error))?;
         if directory.join("archive_status").is_dir() {
             let path = directory.display().to_string();
             return Err(Error::new(Kind::Source, path.clone(), format!("\"{path}\" is the WAL directory of a server"))
@@ -100,6 +100,13 @@ impl Queue {
             return Err(Error::new(Kind::Source, path.clone(), format!("\"{path}\" is part of an archive"))
                 .hint("Name a directory that finished files are brought to."));
         }
+        Self::read(directory)
+    }
+
+    /// All that lies there.
+    fn read(directory: &Path) -> Result<Self> {
+        let unreadable = |error: &io::Error| Error::io("read directory", directory, error);
+        let entries = fs::read_dir(directory).map_err(|error| unreadable(&error))?;
         let identity = Some(identity_of(directory).map_err(|error| unreadable(&error))?);
         let mut queue = Queue { directory: Some(directory.to_path_buf()), identity, ..Queue::default() };
         for entry in entries {
@@ -123,6 +130,19 @@ impl Queue {
         queue.items.sort_unstable_by(|a, b| (a.name, &a.path).cmp(&(b.name, &b.path)));
         queue.refused.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         queue.unfinished.sort_unstable();
+        Ok(queue)
+    }
+
+    /// The files in `directory` that pg_receivewal has received whole, as Barman's streaming archiver takes them: but for the
+    /// newest segment, whole or in part, which tells pg_receivewal where to go on. Older parts are what a timeline ended with.
+    pub fn of_streaming_directory(directory: &Path) -> Result<Self> {
+        let mut queue = Queue { is_streaming: true, ..Self::read(directory)? };
+        let newest = queue.items.iter().filter(|file| file.name.is_wal());
+        let newest = newest.max_by_key(|file| (file.name.segment(), file.name.kind() == WalKind::Segment));
+        if let Some(path) = newest.map(|file| file.path.clone()) {
+            queue.items.retain(|file| file.path != path);
+            queue.unfinished.push(path);
+        }
         Ok(queue)
     }
 
@@ -302,7 +322,7 @@ impl Run<'_> {
     /// comes with the history of the new timeline.
     fn is_still_written(&self, file: &WalFile) -> Result<bool> {
         let WalName::Partial(segment) = file.name else { return Ok(false) };
-        if self.queue.directory.is_none() {
+        if self.queue.directory.is_none() || self.queue.is_streaming {
             return Ok(false);
         }
         let is_later = |name: &WalName| matches!(name, WalName::History(timeline) if *timeline > segment.timeline);

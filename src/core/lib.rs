@@ -12,11 +12,13 @@
 //! archive  restore  listing  check   the only rooms that join the pieces
 //!    |         |        |
 //! incoming    verify   gaps  deletion    archiving from outside the server; whether all is there; what is not needed any more
+//!    |
+//!  stream                                WAL received while it is written, and archived from where it is received
 //! ```
 //! `process` runs programs of others; on it stand `hooks`, around a file, and `filter`, between two streams.
 //! `lineage` tells what the history files of an archive say of its timelines, `rebuild` makes its records anew.
 //! `queue`, `state` and `set_aside` tell what waits, how the archiver process stands, and what was set aside.
-//! `data_directory` tells whose WAL it is where no server does, and whether one recovers there. `durable`, `file_lock`, `owner`, `stamp` and `sys` are what the
+//! `data_directory` tells whose WAL it is where no server does, and whether one recovers there. `durable`, `file_lock`, `owner`, `regular_file`, `stamp` and `sys` are what the
 //! file-system rooms stand on, `pulse`, `threads`, `in_order` and `single_flight` what works beside threads that wait. Nothing here knows pgrx.
 #![deny(unsafe_code)]
 
@@ -57,6 +59,7 @@ pub mod single_flight;
 pub mod stamp;
 pub mod state;
 pub mod store;
+pub mod stream;
 pub mod sums;
 mod sys;
 pub mod threads;

@@ -22,4 +22,5 @@ mod restoring;
 mod s3;
 mod settings;
 mod stopping;
+mod streaming;
 mod whole;

@@ -5,7 +5,7 @@ use crate::output::{self, End, Told, tell, write_json};
 use crate::settings;
 use crate::signals::stop_on_signals;
 use archiver_core::archive::Archive;
-use archiver_core::config::Config;
+use archiver_core::config::{Config, Setting};
 use archiver_core::crypt::Recipients;
 use archiver_core::data_directory::{cluster, writer};
 use archiver_core::incoming::{Outcome, Queue};
@@ -31,7 +31,9 @@ pub fn run(typed: &Typed, wanted: &Arguments) -> std::result::Result<u8, End> {
     let settings = settings::read(typed, &data_directory)?;
     let config = Config::parse(&settings)?;
     let queue = match directory {
-        Some(directory) => Queue::of_directory(directory)?.in_batches_of(settings.batch_size()?),
+        Some(directory) => {
+            Queue::of_directory(directory)?.in_batches_of(settings.batch_size(Setting::ArchiverBatchSize)?)
+        }
         None => Queue::of_paths(&wanted.paths),
     };
     let queue = if wanted.keep { queue.keep_sources() } else { queue };

@@ -7,6 +7,7 @@ pub mod errors;
 pub mod gaps;
 pub mod list;
 pub mod rebuild;
+pub mod receive_wal;
 pub mod restore;
 pub mod status;
 pub mod verify;

@@ -6,11 +6,14 @@
 
 mod compressor;
 mod hooks;
+mod streaming;
 mod units;
 mod url;
 
 pub use compressor::{Compressor, CustomFormat, ShellFilter};
 pub use hooks::{Hook, HookScripts};
+pub use streaming::{BadConninfo, Conninfo, Streaming};
+pub(crate) use units::parse_bytes;
 pub use url::{Addressing, ChecksumChoice, CreateOnly, S3Url, ServerSideEncryption, StorageUrl};
 
 use crate::codec::Compression;
@@ -82,11 +85,25 @@ pub enum Setting {
     LastWalMaximumAge,
     /// From how many waiting files check() fails.
     MaxIncomingWalsQueue,
+    /// How the server is reached that WAL is streamed from; libpq's environment says the rest.
+    StreamingConninfo,
+    /// The name the server knows the receiver by.
+    StreamingArchiverName,
+    /// The replication slot it uses.
+    SlotName,
+    /// Whether that is made where it is missing.
+    CreateSlot,
+    /// Where WAL is received.
+    StreamingWalsDirectory,
+    /// How many files of it are archived in one run.
+    StreamingArchiverBatchSize,
+    /// Where PostgreSQL's client programs are looked for first.
+    PathPrefix,
 }
 
 impl Setting {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Setting; 29] = [
+    pub const ALL: [Setting; 36] = [
         Setting::Storage,
         Setting::ServerName,
         Setting::Compression,
@@ -116,6 +133,13 @@ impl Setting {
         Setting::HookTimeout,
         Setting::LastWalMaximumAge,
         Setting::MaxIncomingWalsQueue,
+        Setting::StreamingConninfo,
+        Setting::StreamingArchiverName,
+        Setting::SlotName,
+        Setting::CreateSlot,
+        Setting::StreamingWalsDirectory,
+        Setting::StreamingArchiverBatchSize,
+        Setting::PathPrefix,
     ];
 
     /// Its name without the prefix `archiver.`.
@@ -150,6 +174,13 @@ impl Setting {
             Setting::HookTimeout => "hook_timeout",
             Setting::LastWalMaximumAge => "last_wal_maximum_age",
             Setting::MaxIncomingWalsQueue => "max_incoming_wals_queue",
+            Setting::StreamingConninfo => "streaming_conninfo",
+            Setting::StreamingArchiverName => "streaming_archiver_name",
+            Setting::SlotName => "slot_name",
+            Setting::CreateSlot => "create_slot",
+            Setting::StreamingWalsDirectory => "streaming_wals_directory",
+            Setting::StreamingArchiverBatchSize => "streaming_archiver_batch_size",
+            Setting::PathPrefix => "path_prefix",
         }
     }
 
@@ -169,11 +200,16 @@ impl Setting {
             | Setting::PreWalDeleteRetryScript
             | Setting::PostWalDeleteRetryScript
             | Setting::PostWalDeleteScript => "",
+            Setting::StreamingConninfo | Setting::SlotName | Setting::StreamingWalsDirectory | Setting::PathPrefix => {
+                ""
+            }
+            Setting::StreamingArchiverName => "archiver_receive_wal",
+            Setting::CreateSlot => "manual",
             Setting::Encryption => "none",
             Setting::ServerName => "main",
             Setting::Compression => "zstd",
             Setting::CompressionLevel => "low",
-            Setting::Workers | Setting::ArchiverBatchSize => "0",
+            Setting::Workers | Setting::ArchiverBatchSize | Setting::StreamingArchiverBatchSize => "0",
             Setting::ReadAhead => "16",
             Setting::MemoryLimit => "256MB",
             Setting::AttemptTimeout => "30s",
@@ -237,6 +273,17 @@ impl Setting {
             Setting::HookTimeout => "How long one hook script may take, with all its attempts.",
             Setting::LastWalMaximumAge => "check() fails when the last archived WAL is older; empty means no limit.",
             Setting::MaxIncomingWalsQueue => "check() fails when more WAL files wait; empty means no limit.",
+            Setting::StreamingConninfo => {
+                "Connection string of the server that WAL is received from; empty means what libpq's environment says."
+            }
+            Setting::StreamingArchiverName => "Application name of the receiver, as in synchronous_standby_names.",
+            Setting::SlotName => "Physical replication slot that WAL is received through; empty means none.",
+            Setting::CreateSlot => "Whether a missing replication slot is made: auto, or manual for not.",
+            Setting::StreamingWalsDirectory => {
+                "Directory that WAL is received in; empty means streaming/ beside the archived WAL of a file: storage."
+            }
+            Setting::StreamingArchiverBatchSize => "Received files that are archived in one run; 0 means all.",
+            Setting::PathPrefix => "Directories to look for pg_receivewal and psql in before those of PATH.",
         }
     }
 
@@ -355,8 +402,8 @@ struct Typed<'a> {
 impl Settings {
     /// How many files of a directory are archived in one run, where there is a bound; fails where that is wrong. The server,
     /// which has no use for it, goes on archiving then.
-    pub fn batch_size(&self) -> Result<Option<usize>> {
-        let typed = self.typed(Setting::ArchiverBatchSize).number(&BATCH_FILES)?;
+    pub fn batch_size(&self, setting: Setting) -> Result<Option<usize>> {
+        let typed = self.typed(setting).number(&BATCH_FILES)?;
         Ok(Some(typed).filter(|&files| files > 0))
     }
 
@@ -379,7 +426,7 @@ impl Typed<'_> {
     }
 
     fn memory_bytes(&self) -> Result<u64> {
-        units::parse_bytes(self.text).filter(|bytes| MEMORY_LIMIT_BYTES.contains(bytes)).ok_or_else(|| {
+        parse_bytes(self.text).filter(|bytes| MEMORY_LIMIT_BYTES.contains(bytes)).ok_or_else(|| {
             self.wrong(
                 "It must be a size from 16MB to 64GB; units are B, kB, MB, GB and TB, and kB where none is given",
             )
@@ -521,7 +568,8 @@ impl Config {
             others.chain([&setting]).for_each(|typed| alone.set(*typed, settings.get(*typed)));
             let error = Config::parse(&alone).err();
             let error = error.or_else(|| Limits::parse(&alone).err()).or_else(|| Prefetch::parse(&alone).err());
-            let error = error.or_else(|| alone.batch_size().err())?;
+            let error = error.or_else(|| alone.batch_size(Setting::ArchiverBatchSize).err());
+            let error = error.or_else(|| Streaming::parse(&alone, &Destination::parse(&alone).ok()?).err())?;
             (error.subject() == format!("archiver.{}", setting.name())).then_some(error)
         };
         Setting::ALL.into_iter().filter_map(wrong).collect()

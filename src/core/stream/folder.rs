@@ -1,0 +1,232 @@
+//! The directory that WAL is received in: whose turn it is to work there, and what pg_receivewal is to find.
+
+use crate::durable;
+use crate::error::{Error, Kind, Result};
+use crate::file_lock;
+use crate::mode::Mode;
+use crate::wal::{SegmentName, SegmentSize, WalName};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Hidden names are no WAL to anybody who reads the directory.
+const LOCK: &str = ".archiver-receive-wal.lock";
+const MARKER: &str = ".archiver.established";
+
+/// A streaming directory, held by one receiver alone.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// The newest segment that lies there, whole or in part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// Its name.
+    pub segment: SegmentName,
+    /// Whether only a part of it was received.
+    pub is_partial: bool,
+}
+
+/// What a reset did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// Receiving goes on where it is.
+    NothingToDo,
+    /// It begins with this segment, of which an empty part lies there now.
+    To(SegmentName),
+}
+
+impl Folder {
+    /// Takes the directory, which is made where it is missing. Fails at once where another receiver has it.
+    pub fn take(path: &Path, mode: Mode) -> Result<Self> {
+        // One above it, too: beside an archive that is still to begin. Never what storage is mounted on.
+        durable::create_directory(durable::directory_of(path), mode)?;
+        durable::create_directory(path, mode)?;
+        let lock_path = path.join(LOCK);
+        let open = || {
+            OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(&lock_path)
+        };
+        let lock = open().map_err(|error| Error::io("open lock file", &lock_path, &error))?;
+        let taken = file_lock::acquire(&lock, Duration::ZERO, || false);
+        if !taken.map_err(|error| Error::io("lock file", &lock_path, &error))? {
+            let shown = path.display().to_string();
+            return Err(Error::new(
+                Kind::Configuration,
+                shown.clone(),
+                format!("another receiver works in \"{shown}\""),
+            )
+            .hint("One receiver serves one directory: set another archiver.streaming_wals_directory."));
+        }
+        Ok(Folder { path: path.to_path_buf(), _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where it is remembered which archives were begun from here.
+    pub fn marker_path(&self) -> PathBuf {
+        self.path.join(MARKER)
+    }
+
+    fn failed(&self, action: &str, error: &io::Error) -> Error {
+        Error::io(action, &self.path, error)
+    }
+
+    /// The WAL files that lie there.
+    fn names(&self) -> Result<Vec<WalName>> {
+        let entries = fs::read_dir(&self.path).map_err(|error| self.failed("read directory", &error))?;
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|error| self.failed("read directory", &error))?;
+            if let Some(Ok(name)) = entry.file_name().to_str().map(WalName::parse) {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// The newest segment, whole or in part: of the last timeline, since pg_receivewal goes on there.
+    pub fn newest(&self) -> Result<Option<Newest>> {
+        let newest = self.names()?.into_iter().filter_map(|name| match name {
+            WalName::Segment(segment) => Some((segment, false)),
+            WalName::Partial(segment) => Some((segment, true)),
+            _ => None,
+        });
+        // Of both the whole one: pg_receivewal takes it for the last.
+        let newest = newest.max_by_key(|(segment, is_partial)| (*segment, !is_partial));
+        Ok(newest.map(|(segment, is_partial)| Newest { segment, is_partial }))
+    }
+
+    /// Mends the newest partial segment where a crash left it shorter than pg_receivewal makes it: emptied, it is received
+    /// again from its beginning; as it is, pg_receivewal would refuse to start (receivelog.c, `open_walfile`). Answers its name
+    /// where that was done.
+    pub fn mend_partial(&self, segment_size: SegmentSize) -> Result<Option<WalName>> {
+        let partial = self.names()?.into_iter().filter(|name| matches!(name, WalName::Partial(_))).max();
+        let Some(partial) = partial else { return Ok(None) };
+        let path = self.path.join(partial.to_string());
+        let length = fs::metadata(&path).map_err(|error| Error::io("stat file", &path, &error))?.len();
+        if length == 0 || length == segment_size.bytes() {
+            return Ok(None);
+        }
+        let file = File::options().write(true).open(&path).map_err(|error| Error::io("open file", &path, &error))?;
+        file.set_len(0).and_then(|()| file.sync_all()).map_err(|error| Error::io("truncate file", &path, &error))?;
+        Ok(Some(partial))
+    }
+
+    /// Lets receiving begin with `restart`, though the WAL before it was never received: `current` is where the server writes.
+    /// Barman's rules: nothing is done where nothing lies there yet or `restart` is what lies there; refused where newer WAL
+    /// than the server's does; a partial segment goes, since the rest of it will never come.
+    pub fn reset(&self, restart: SegmentName, current: SegmentName) -> Result<Reset> {
+        let Some(newest) = self.newest()? else { return Ok(Reset::NothingToDo) };
+        if newest.segment == restart {
+            return Ok(Reset::NothingToDo);
+        }
+        if newest.segment > current {
+            let (path, newest) = (self.path.display(), newest.segment);
+            let message = format!("the newest WAL in \"{path}\", {newest}, lies behind that of the server, {current}");
+            return Err(Error::new(Kind::Conflict, path.to_string(), message).detail("Nothing was changed.").hint(
+                "Is it the right server? One that was restored to an earlier time gets a directory of its own.",
+            ));
+        }
+        // First the new one: between the two receiving would go on at the old place.
+        let empty = self.path.join(WalName::Partial(restart).to_string());
+        let made =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&empty).and_then(|file| file.sync_all());
+        made.map_err(|error| Error::io("create file", &empty, &error))?;
+        if newest.is_partial {
+            let path = self.path.join(WalName::Partial(newest.segment).to_string());
+            fs::remove_file(&path).map_err(|error| Error::io("remove file", &path, &error))?;
+        }
+        durable::sync_directory(&self.path)?;
+        Ok(Reset::To(restart))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::Timeline;
+
+    fn folder_with(files: &[(&str, u64)]) -> (tempfile::TempDir, Folder) {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = Folder::take(&directory.path().join("streaming"), Mode::PRIVATE).unwrap();
+        for (name, size) in files {
+            File::create(folder.path().join(name)).unwrap().set_len(*size).unwrap();
+        }
+        (directory, folder)
+    }
+
+    fn segment(number: u64) -> SegmentName {
+        SegmentName::numbered(Timeline(1), number, SegmentSize::DEFAULT)
+    }
+
+    fn names(folder: &Folder) -> Vec<String> {
+        let mut names: Vec<String> = folder.names().unwrap().iter().map(WalName::to_string).collect();
+        names.sort();
+        names
+    }
+
+    const FIFTH: &str = "000000010000000000000005";
+    const SIXTH_PARTIAL: &str = "000000010000000000000006.partial";
+
+    #[test]
+    fn a_directory_has_one_receiver() {
+        let (_directory, folder) = folder_with(&[]);
+        let error = Folder::take(folder.path(), Mode::PRIVATE).unwrap_err();
+        assert!(error.message().starts_with("another receiver works in"), "{error}");
+        let path = folder.path().to_path_buf();
+        drop(folder);
+        Folder::take(&path, Mode::PRIVATE).unwrap();
+    }
+
+    #[test]
+    fn only_the_newest_partial_segment_and_only_one_of_a_wrong_size_is_emptied() {
+        let whole = SegmentSize::DEFAULT.bytes();
+        for (size, after) in [(0, 0), (whole, whole), (4096, 0), (whole + 1, 0)] {
+            let (_directory, folder) =
+                folder_with(&[("000000010000000000000004.partial", 7), (SIXTH_PARTIAL, size), (FIFTH, 9)]);
+            let mended = folder.mend_partial(SegmentSize::DEFAULT).unwrap();
+            assert_eq!(mended.map(|name| name.to_string()), (size != after).then(|| SIXTH_PARTIAL.to_string()));
+            let length = |name: &str| fs::metadata(folder.path().join(name)).unwrap().len();
+            assert_eq!(
+                (length(SIXTH_PARTIAL), length("000000010000000000000004.partial"), length(FIFTH)),
+                (after, 7, 9)
+            );
+        }
+        assert_eq!(folder_with(&[(FIFTH, 9)]).1.mend_partial(SegmentSize::DEFAULT).unwrap(), None);
+    }
+
+    #[test]
+    fn a_reset_follows_barmans_rules() {
+        let reset = |files: &[(&str, u64)], restart, current| {
+            let (_directory, folder) = folder_with(files);
+            let done = folder.reset(segment(restart), segment(current));
+            (done, names(&folder))
+        };
+        assert_eq!(reset(&[], 9, 9).0.unwrap(), Reset::NothingToDo);
+        assert_eq!(reset(&[(FIFTH, 1)], 5, 9).0.unwrap(), Reset::NothingToDo);
+        assert_eq!(reset(&[(FIFTH, 1), (SIXTH_PARTIAL, 1)], 6, 9).0.unwrap(), Reset::NothingToDo);
+        let (refused, left) = reset(&[(FIFTH, 1), (SIXTH_PARTIAL, 1)], 4, 4);
+        assert!(refused.unwrap_err().message().contains("lies behind that of the server"));
+        assert_eq!(left, [FIFTH, SIXTH_PARTIAL]);
+        let (done, left) = reset(&[(FIFTH, 1), (SIXTH_PARTIAL, 1)], 9, 10);
+        assert_eq!(
+            (done.unwrap(), left),
+            (Reset::To(segment(9)), vec![FIFTH.to_string(), format!("{}.partial", segment(9))])
+        );
+        let (done, left) = reset(&[(FIFTH, 1)], 9, 10);
+        assert_eq!((done.unwrap(), left.len()), (Reset::To(segment(9)), 2));
+    }
+}

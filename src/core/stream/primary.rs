@@ -1,0 +1,223 @@
+//! What the server tells that WAL is received from, asked by psql: libpq's password files, services and certificates are
+//! heeded as pg_receivewal heeds them.
+
+use super::complaint::Complaint;
+use super::tools::Tool;
+use crate::config::{Conninfo, parse_bytes};
+use crate::error::{Error, Kind, Result, plain_cause};
+use crate::process::{Cut, Exit, Limit, Outcome, run};
+use crate::pulse::Pulse;
+use crate::wal::{Lsn, SegmentSize, Timeline};
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+/// For one question, connecting included.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// For a connection, where libpq's environment says nothing else.
+const CONNECT_SECONDS: &str = "10";
+/// Between two columns: nothing that is asked for holds it.
+const SEPARATOR: char = '|';
+
+/// A server to receive WAL from.
+pub struct Primary<'a> {
+    psql: PathBuf,
+    conninfo: &'a Conninfo,
+    pulse: &'a Pulse,
+}
+
+/// Which server it is, and where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identified {
+    /// Made by initdb.
+    pub system_identifier: u64,
+    /// The timeline it is on.
+    pub timeline: Timeline,
+    /// How far its WAL is flushed.
+    pub position: Lsn,
+    /// Its major version.
+    pub major: u32,
+    /// The size of its segments.
+    pub segment_size: SegmentSize,
+}
+
+/// A replication slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Where the server keeps WAL from; nothing before its first use.
+    pub restart: Option<Lsn>,
+    /// Whether somebody uses it, where that can be known.
+    pub is_active: Option<bool>,
+    /// `reserved`, `extended`, `unreserved` or `lost`, where that can be known.
+    pub wal_status: Option<String>,
+}
+
+type Row = Vec<Option<String>>;
+
+impl<'a> Primary<'a> {
+    /// The server that `conninfo` leads to; nothing is asked yet.
+    pub fn new(conninfo: &'a Conninfo, psql: &Tool, pulse: &'a Pulse) -> Self {
+        Primary { psql: psql.path.clone(), conninfo, pulse }
+    }
+
+    /// What it says of itself over a replication connection.
+    pub fn identify(&self) -> Result<Identified> {
+        let row = self.one("IDENTIFY_SYSTEM")?;
+        let [major, segment_size] =
+            ["server_version_num", "wal_segment_size"].map(|name| self.one(&format!("SHOW {name}")));
+        let (major, segment_size) = (major?, segment_size?);
+        let identified = || {
+            Some(Identified {
+                system_identifier: text(&row, 0)?.parse().ok()?,
+                timeline: Timeline(text(&row, 1)?.parse().ok()?),
+                position: Lsn::parse(text(&row, 2)?)?,
+                major: text(&major, 0)?.parse::<u32>().ok()? / 10_000,
+                segment_size: SegmentSize::new(parse_bytes(text(&segment_size, 0)?)?)?,
+            })
+        };
+        identified().ok_or_else(|| senseless("IDENTIFY_SYSTEM", &row))
+    }
+
+    /// The slot of that name; nothing where there is none.
+    pub fn slot(&self, name: &str) -> Result<Option<Slot>> {
+        // Any role may ask this, but not every one may connect to a database.
+        let query = format!(
+            "SELECT restart_lsn, active, wal_status FROM pg_catalog.pg_replication_slots WHERE slot_name = '{name}' AND slot_type = 'physical'"
+        );
+        let (rows, is_whole) = match self.ask(false, &query) {
+            Ok(rows) => (rows, true),
+            // A row of NULLs stands for no slot here.
+            Err(_) => (self.ask(true, &format!("READ_REPLICATION_SLOT {name}"))?, false),
+        };
+        let Some(row) = rows.first().filter(|row| is_whole || text(row, 0).is_some()) else { return Ok(None) };
+        let restart = text(row, if is_whole { 0 } else { 1 }).and_then(Lsn::parse);
+        let known = |column| text(row, column).filter(|_| is_whole);
+        Ok(Some(Slot {
+            restart,
+            is_active: known(1).map(|active| active == "t"),
+            wal_status: known(2).map(str::to_string),
+        }))
+    }
+
+    /// Makes that slot; WAL is kept for it from now on.
+    pub fn create_slot(&self, name: &str) -> Result<()> {
+        self.ask(true, &format!("CREATE_REPLICATION_SLOT {name} PHYSICAL RESERVE_WAL")).map(drop)
+    }
+
+    /// Whether a commit waits for a receiver of that name: `synchronous_standby_names` holds the name, or a star (PostgreSQL
+    /// manual, 20.6.2). Nothing where that cannot be known.
+    pub fn is_synchronous(&self, name: &str) -> Option<bool> {
+        let row = self.one("SHOW synchronous_standby_names").ok()?;
+        Some(names_standby(text(&row, 0).unwrap_or_default(), name))
+    }
+
+    fn one(&self, command: &str) -> Result<Row> {
+        self.ask(true, command)?.into_iter().next().ok_or_else(|| senseless(command, &Vec::new()))
+    }
+
+    /// The rows that the server answers, over a replication connection or a plain one.
+    fn ask(&self, is_replication: bool, command: &str) -> Result<Vec<Row>> {
+        let conninfo = match is_replication {
+            true => self.conninfo.with("replication", "true"),
+            false => self.conninfo.with("fallback_application_name", "archiver"),
+        };
+        let mut variables = vec![
+            ("ARCHIVER_PSQL", self.psql.display().to_string()),
+            ("ARCHIVER_CONNINFO", conninfo),
+            ("ARCHIVER_COMMAND", command.to_string()),
+            ("LC_ALL", "C".to_string()),
+        ];
+        for (name, value) in [("PGCONNECT_TIMEOUT", CONNECT_SECONDS), ("PGDATABASE", "postgres")] {
+            if std::env::var_os(name).is_none() {
+                variables.push((name, value.to_string()));
+            }
+        }
+        let text = r#"exec "$ARCHIVER_PSQL" -X -q -A -t -w -F '|' -P null='\N' -d "$ARCHIVER_CONNINFO" -c "$ARCHIVER_COMMAND""#;
+        let (is_cancelled, mut lines) = (AtomicBool::new(false), Vec::new());
+        let limit = Limit::new(PATIENCE, self.pulse, &is_cancelled);
+        let failed = |cause: String| {
+            Error::new(
+                Kind::Storage,
+                "archiver.streaming_conninfo",
+                format!("could not ask the server for its WAL: {cause}"),
+            )
+            .retry_if(true)
+        };
+        let ended = run(text, &variables, &limit, &mut |line| lines.push(line.to_string()));
+        match ended.map_err(|error| failed(format!("psql could not be run: {}", plain_cause(&error))))? {
+            Outcome::Ended(Exit::Code(0)) => Ok(lines.iter().map(|line| columns(line)).collect()),
+            Outcome::Ended(_) => Err(Complaint::of(&lines).error("could not ask the server for its WAL")),
+            Outcome::Cut(Cut::TimedOut) => Err(failed(format!("it did not answer within {} s", PATIENCE.as_secs()))),
+            Outcome::Cut(_) => Err(Error::new(Kind::Interrupted, "psql", "stopped before the server answered")),
+        }
+    }
+}
+
+/// Whether that list holds the name, without regard to case (syncrep.c, `SyncRepGetStandbyPriority`).
+fn names_standby(list: &str, name: &str) -> bool {
+    let list = list.trim();
+    // FIRST 2 (a, b), ANY 2 (a, b), 2 (a, b), a, b
+    let names = match list.split_once('(') {
+        Some((_, names)) => names.trim_end().trim_end_matches(')'),
+        None => list,
+    };
+    let mut letters = names.chars().peekable();
+    let (mut found, mut one, mut is_quoted) = (Vec::new(), String::new(), false);
+    while let Some(letter) = letters.next() {
+        match letter {
+            '"' if is_quoted && letters.next_if_eq(&'"').is_some() => one.push('"'),
+            '"' => is_quoted = !is_quoted,
+            ',' if !is_quoted => found.push(std::mem::take(&mut one)),
+            letter if letter.is_ascii_whitespace() && !is_quoted => {}
+            letter => one.push(letter),
+        }
+    }
+    found.push(one);
+    found.iter().any(|it| it == "*" || it.eq_ignore_ascii_case(name))
+}
+
+fn columns(line: &str) -> Row {
+    line.split(SEPARATOR).map(|column| Some(column).filter(|text| *text != "\\N").map(str::to_string)).collect()
+}
+
+fn text(row: &Row, column: usize) -> Option<&str> {
+    row.get(column)?.as_deref()
+}
+
+fn senseless(command: &str, row: &Row) -> Error {
+    let shown: Vec<&str> = row.iter().map(|column| column.as_deref().unwrap_or("null")).collect();
+    let message = format!("the server answered {command} with \"{}\"", shown.join("|"));
+    Error::new(Kind::Storage, "archiver.streaming_conninfo", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_standbys_is_read_as_the_server_reads_it() {
+        for list in [
+            "*",
+            "wal",
+            "WAL",
+            "a, wal",
+            "FIRST 1 (a, wal)",
+            "ANY 2 (wal,b)",
+            "2(wal)",
+            "\"wal\"",
+            "first 1 ( \"wal\" , b )",
+            "ANY 1 (*)",
+        ] {
+            assert!(names_standby(list, "wal"), "{list}");
+        }
+        for list in ["", "wal2", "a, b", "FIRST 1 (walx)", "\"a, wal\"", "\"w\"\"al\""] {
+            assert!(!names_standby(list, "wal"), "{list}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_told_from_an_empty_column() {
+        assert_eq!(columns("0/3000000|t|\\N"), [Some("0/3000000".to_string()), Some("t".to_string()), None]);
+        assert_eq!(columns(""), [Some(String::new())]);
+    }
+}

@@ -1,0 +1,562 @@
+//! WAL that is received while it is written, by `archiver receive-wal` from a real primary.
+
+use crate::cluster::{Cluster, Stop, bindir, catalogue, has_equal_content, paths, text, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use tempfile::TempDir;
+
+/// A server that WAL is received from; it archives nothing itself.
+fn primary() -> Cluster {
+    Cluster::new(1).with("archive_mode", "off").with("archive_library", "").with("max_replication_slots", "4").started()
+}
+
+/// An archive host: storage and streaming directory of its own.
+struct Host {
+    directory: TempDir,
+    flags: Vec<String>,
+}
+
+/// A running `archiver receive-wal`.
+struct Running {
+    child: Child,
+    heard: PathBuf,
+    /// How much had been heard before.
+    mark: usize,
+}
+
+impl Host {
+    fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("ah").tempdir().unwrap();
+        fs::create_dir(directory.path().join("archive")).unwrap();
+        Host { directory, flags: Vec::new() }
+    }
+
+    fn with(mut self, flags: &[&str]) -> Self {
+        self.flags.extend(flags.iter().map(ToString::to_string));
+        self
+    }
+
+    fn with_slot() -> Self {
+        Self::new().with(&["--slot-name", "archiver", "--create-slot", "auto"])
+    }
+
+    fn path(&self, relative: &str) -> PathBuf {
+        self.directory.path().join(relative)
+    }
+
+    fn streaming(&self) -> PathBuf {
+        self.path("archive/main/streaming")
+    }
+
+    fn program(&self, primary: &Cluster) -> Command {
+        let mut command = primary.client("archiver");
+        let prefix = std::env::join_paths([bindir(), Path::new("/usr/bin"), Path::new("/bin")]).unwrap();
+        command.env("PATH", prefix).env("PGAPPNAME", "other").current_dir(self.directory.path());
+        command.arg("--storage").arg(format!("file://{}", self.path("archive").display()));
+        command
+    }
+
+    fn command(&self, primary: &Cluster) -> Command {
+        let mut command = self.program(primary);
+        command.arg("receive-wal").args(&self.flags);
+        command
+    }
+
+    fn start(&self, primary: &Cluster) -> Running {
+        self.spawn(self.command(primary))
+    }
+
+    fn spawn(&self, mut command: Command) -> Running {
+        let heard = self.path("heard");
+        let log = File::options().append(true).create(true).open(&heard).unwrap();
+        let mark = fs::read(&heard).unwrap().len();
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        Running { child, heard, mark }
+    }
+
+    fn reset(&self, primary: &Cluster) -> Output {
+        self.command(primary).arg("--reset").output().unwrap()
+    }
+
+    fn archived(&self) -> Vec<String> {
+        catalogue(&self.path("archive"))
+    }
+
+    fn wait_for(&self, names: &[String]) {
+        wait_until("what was received is archived", || {
+            let archived: BTreeSet<String> = self.archived().into_iter().collect();
+            names.iter().all(|name| archived.contains(name))
+        });
+    }
+
+    /// Every archived segment is the one in the primary's pg_wal, and has one line.
+    fn assert_equal_to(&self, primary: &Cluster) -> usize {
+        let lines = self.archived();
+        assert_eq!(lines.len(), lines.iter().collect::<BTreeSet<_>>().len(), "{lines:?}");
+        let copy = self.path("restored");
+        let mut compared = 0;
+        for name in lines.iter().filter(|name| name.len() == 24) {
+            let restored = self.program(primary).arg("restore").arg(name).arg(&copy).output().unwrap();
+            assert_eq!(restored.status.code(), Some(0), "{name}: {}", text(&restored.stderr));
+            assert!(has_equal_content(&primary.pg_wal(name), &copy), "{name}");
+            compared += 1;
+        }
+        compared
+    }
+
+    /// What lies in the streaming directory, without what is hidden.
+    fn received(&self) -> Vec<String> {
+        let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_string();
+        let mut names: Vec<String> =
+            paths(&self.streaming()).into_iter().map(name).filter(|name| !name.starts_with('.')).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Running {
+    fn heard(&self) -> String {
+        let mut text = String::new();
+        File::open(&self.heard).unwrap().read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[track_caller]
+    fn wait_to_hear(&self, part: &str) {
+        self.wait(&format!("{part:?} is heard"), || self.heard().contains(part));
+    }
+
+    /// Waits while it runs.
+    #[track_caller]
+    fn wait(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        wait_until(what, || {
+            let is_met = condition();
+            assert!(is_met || !is_gone(self.pid()), "receive-wal has ended before {what}");
+            is_met
+        });
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    fn receivewal(&self) -> Option<Pid> {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid())).ok()?;
+        let of_name = |pid: &&str| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "pg_receivewal")
+        };
+        children.split_whitespace().find(of_name).map(|pid| Pid::from_raw(pid.parse().unwrap()))
+    }
+
+    fn wait_for_receivewal(&self) -> Pid {
+        // Where it begins is settled by then.
+        let has_begun = || self.heard()[self.mark..].contains("starting log streaming");
+        self.wait("pg_receivewal runs", || has_begun() && self.receivewal().is_some());
+        self.receivewal().unwrap()
+    }
+
+    /// Ends it where another program of another user stands before it.
+    fn end_all(&mut self) {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid())).unwrap_or_default();
+        for pid in children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).chain([self.pid()]) {
+            let _ = kill(pid, Signal::SIGTERM);
+        }
+        self.child.wait().unwrap();
+    }
+
+    fn stop(mut self) -> i32 {
+        kill(self.pid(), Signal::SIGTERM).unwrap();
+        self.child.wait().unwrap().code().expect("an exit code")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("== heard of receive-wal\n{}", self.heard());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn is_gone(pid: Pid) -> bool {
+    // A process that has ended and was not reaped yet is gone as well.
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+}
+
+/// The names of the segments that the primary has completed from now on.
+fn write(primary: &Cluster, segments: u32) -> Vec<String> {
+    let current = || primary.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    let first = current();
+    primary.write_segments(segments);
+    // The newest segment is kept back: there is a newer one.
+    primary.psql("SELECT pg_logical_emit_message(true, 'test', 'more')");
+    let names: BTreeSet<String> =
+        paths(&primary.pg_wal("")).iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_string()).collect();
+    let last = current();
+    names.into_iter().filter(|name| name.len() == 24 && *name >= first && *name < last).collect()
+}
+
+#[test]
+fn wal_is_received_and_archived_while_it_is_written_and_a_restart_goes_on() {
+    let (primary, host) = (primary(), Host::with_slot());
+    let running = host.start(&primary);
+    running.wait_for_receivewal();
+    running.wait_to_hear("made the replication slot \"archiver\"");
+    let state = || primary.psql("SELECT application_name, state FROM pg_stat_replication");
+    running.wait("it streams", || state() == "archiver_receive_wal|streaming");
+    let mut names = write(&primary, 5);
+    host.wait_for(&names);
+    running.wait("only what is being received stays", || host.received().len() == 1);
+    let receivewal = running.wait_for_receivewal();
+    assert_eq!(running.stop(), 0);
+    assert!(is_gone(receivewal));
+    // The slot keeps what is written meanwhile.
+    names.extend(write(&primary, 3));
+    let running = host.start(&primary);
+    host.wait_for(&names);
+    assert_eq!(running.stop(), 0);
+    assert_eq!(host.assert_equal_to(&primary), names.len());
+}
+
+#[test]
+fn the_receiver_ends_with_a_parent_that_is_killed_and_serves_one_directory() {
+    let (primary, host) = (primary(), Host::with_slot());
+    let mut running = host.start(&primary);
+    let receivewal = running.wait_for_receivewal();
+    let second = host.command(&primary).output().unwrap();
+    assert_eq!(second.status.code(), Some(3), "{}", text(&second.stderr));
+    assert!(text(&second.stderr).contains("another receiver works in"), "{}", text(&second.stderr));
+    running.child.kill().unwrap();
+    running.child.wait().unwrap();
+    wait_until("pg_receivewal has ended", || is_gone(receivewal));
+}
+
+#[test]
+fn killed_at_any_moment_it_loses_nothing_and_stores_nothing_twice() {
+    let kills = crate::cluster::figure("ARCHIVER_TEST_KILLS", 8);
+    let (primary, host) = (primary(), Host::with_slot());
+    let mut running = host.start(&primary);
+    running.wait_for_receivewal();
+    let mut names = Vec::new();
+    for number in 0..kills {
+        names.extend(write(&primary, 3));
+        // Now the program and with it the receiver, now the receiver alone; at moments that its progress sets.
+        if number % 3 == 0 {
+            kill(running.wait_for_receivewal(), Signal::SIGKILL).unwrap();
+        } else {
+            let before = host.archived().len();
+            if number % 3 == 1 {
+                wait_until("something was archived since", || host.archived().len() > before);
+            }
+            running.child.kill().unwrap();
+            running.child.wait().unwrap();
+            running = host.start(&primary);
+        }
+    }
+    names.extend(write(&primary, 2));
+    host.wait_for(&names);
+    let heard = running.heard();
+    assert_eq!(running.stop(), 0);
+    assert!(!heard.contains("another file"), "{heard}");
+    assert!(host.assert_equal_to(&primary) >= names.len());
+    assert!(paths(&host.path("archive/main/errors")).is_empty());
+}
+
+#[test]
+fn what_both_ways_bring_is_stored_once() {
+    let (cluster, host) = (Cluster::new(1).started(), Host::with_slot());
+    // One archive: that of the server, which the receiver of these tests may not write to, is made accessible to it.
+    cluster.set("archiver.storage", &format!("file://{}", host.path("archive").display()));
+    let owner = fs::metadata(cluster.data()).unwrap();
+    std::os::unix::fs::chown(host.path("archive"), Some(owner.uid()), Some(owner.gid())).unwrap();
+    fs::set_permissions(host.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    cluster.reload();
+    cluster.write_segments(1);
+    cluster.drain();
+    let mut command = cluster.archiver_program();
+    command.env("PGHOST", cluster.directory()).env("PGUSER", "postgres");
+    command.arg("--storage").arg(format!("file://{}", host.path("archive").display())).arg("receive-wal");
+    command.args(&host.flags).arg("--path-prefix").arg(bindir());
+    let mut running = host.spawn(command);
+    running.wait("it streams", || cluster.psql("SELECT count(*) FROM pg_stat_replication") == "1");
+    let names = write(&cluster, 10);
+    cluster.drain();
+    host.wait_for(&names);
+    running.wait("what was received is archived", || host.received().len() == 1);
+    let archived = host.archived();
+    assert_eq!(archived.len(), archived.iter().collect::<BTreeSet<_>>().len(), "{archived:?}");
+    assert!(paths(&host.path("archive/main/errors")).is_empty());
+    assert!(!running.heard().contains("could not"), "{}", running.heard());
+    assert!(!cluster.log().contains("could not archive"), "{}", cluster.log());
+    running.end_all();
+}
+
+#[test]
+fn a_streaming_directory_that_cannot_be_made_is_told() {
+    let (primary, host) = (primary(), Host::with_slot());
+    let host = host.with(&["--streaming-wals-directory", "/proc/streaming"]);
+    let output = host.command(&primary).output().unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    assert!(
+        text(&output.stderr).contains("could not create directory \"/proc/streaming\""),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn a_batch_of_one_archives_everything_and_takes_no_foreign_file_for_wal() {
+    let primary = primary();
+    let host = Host::with_slot().with(&["--streaming-archiver-batch-size", "1"]);
+    fs::create_dir_all(host.streaming()).unwrap();
+    fs::write(host.streaming().join("#notes"), "x").unwrap();
+    let running = host.start(&primary);
+    running.wait_for_receivewal();
+    let names = write(&primary, 4);
+    host.wait_for(&names);
+    running.wait_to_hear("\"#notes\" is not the name of a WAL file");
+    wait_until("it is set aside", || paths(&host.path("archive/main/errors")).len() == 1);
+    assert!(!host.streaming().join("#notes").exists());
+    assert_eq!(running.stop(), 0);
+}
+
+#[test]
+fn what_a_crash_cut_short_is_received_again() {
+    let (primary, host) = (primary(), Host::with_slot());
+    let running = host.start(&primary);
+    running.wait_for_receivewal();
+    let mut names = write(&primary, 2);
+    host.wait_for(&names);
+    assert_eq!(running.stop(), 0);
+    let partial = host.received().pop().unwrap();
+    assert!(partial.ends_with(".partial"), "{partial}");
+    File::options().write(true).open(host.streaming().join(&partial)).unwrap().set_len(12_345).unwrap();
+    names.extend(write(&primary, 2));
+    let running = host.start(&primary);
+    running.wait_to_hear(&format!("\"{partial}\" was cut short by a crash and is received again"));
+    host.wait_for(&names);
+    assert_eq!(running.stop(), 0);
+    assert_eq!(host.assert_equal_to(&primary), names.len());
+}
+
+#[test]
+fn a_reset_leaves_a_gap_and_never_goes_back() {
+    let primary = primary();
+    let host = Host::new();
+    let reset = |expected: &str| {
+        let output = host.reset(&primary);
+        assert_eq!(
+            (output.status.code(), text(&output.stdout).trim()),
+            (Some(0), expected),
+            "{}",
+            text(&output.stderr)
+        );
+    };
+    reset("nothing to do");
+    let running = host.start(&primary);
+    running.wait_for_receivewal();
+    let names = write(&primary, 2);
+    host.wait_for(&names);
+    assert_eq!(running.stop(), 0);
+    reset("nothing to do");
+    write(&primary, 3);
+    let current = primary.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    reset(&format!("receiving begins with {current}"));
+    assert_eq!(host.received(), [format!("{current}.partial")]);
+    assert_eq!(fs::metadata(host.streaming().join(format!("{current}.partial"))).unwrap().len(), 0);
+    let running = host.start(&primary);
+    running.wait_for_receivewal();
+    host.wait_for(&write(&primary, 2));
+    assert_eq!(running.stop(), 0);
+    let gaps = host.program(&primary).arg("gaps").output().unwrap();
+    assert_eq!(gaps.status.code(), Some(1), "{}", text(&gaps.stdout));
+
+    // What lies there is newer than the server's: nothing is touched.
+    let newer = host.streaming().join("0000000100000001000000FF.partial");
+    fs::write(&newer, "").unwrap();
+    let before = host.received();
+    let output = host.reset(&primary);
+    assert_eq!(output.status.code(), Some(4));
+    assert!(text(&output.stderr).contains("lies behind that of the server"), "{}", text(&output.stderr));
+    assert_eq!(host.received(), before);
+}
+
+#[test]
+fn a_commit_waits_for_a_synchronous_receiver_only() {
+    let (primary, host) = (primary(), Host::with_slot());
+    primary.psql("CREATE TABLE t (n int)");
+    primary.set("synchronous_standby_names", "FIRST 1 (archiver_receive_wal)");
+    primary.reload();
+    wait_until("the setting is heeded", || primary.psql("SHOW synchronous_standby_names").contains("receive"));
+    let running = host.start(&primary);
+    wait_until("it is synchronous", || primary.psql("SELECT sync_state FROM pg_stat_replication") == "sync");
+    primary.psql("INSERT INTO t SELECT generate_series(1, 100)");
+    // Flushed by the receiver before the commit was answered.
+    assert_eq!(primary.psql("SELECT flush_lsn >= (SELECT max(lsn) FROM (SELECT pg_current_wal_flush_lsn() AS lsn) x) FROM pg_stat_replication"), "t");
+    assert_eq!(running.stop(), 0);
+    let mut waiting =
+        primary.client("psql").args(["-Xqd", "postgres", "-c", "INSERT INTO t VALUES (0)"]).spawn().unwrap();
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    wait_until("the commit waits", || primary.psql(waits) == "1");
+    assert!(waiting.try_wait().unwrap().is_none());
+    let running = host.start(&primary);
+    wait_until("it is answered", || waiting.try_wait().unwrap().is_some());
+    assert_eq!(running.stop(), 0);
+    primary.unset("synchronous_standby_names");
+    primary.reload();
+}
+
+#[test]
+fn what_keeps_wal_from_being_received_is_told_with_what_mends_it_and_tried_again() {
+    let primary = primary();
+    primary.psql("CREATE ROLE plain LOGIN; CREATE ROLE streamer LOGIN REPLICATION PASSWORD 'sesame'");
+    let hba = fs::read_to_string(primary.data().join("pg_hba.conf")).unwrap();
+    primary.write_file(
+        &primary.data().join("pg_hba.conf"),
+        format!("local replication streamer scram-sha-256\n{hba}").as_bytes(),
+    );
+    primary.reload();
+    primary.psql("SELECT pg_create_physical_replication_slot('used', true)");
+    let using = Host::new().with(&["--slot-name", "used"]);
+    let user = using.start(&primary);
+    user.wait_for_receivewal();
+    wait_until("the slot is in use", || primary.psql("SELECT active FROM pg_replication_slots") == "t");
+
+    for (flags, message, hint) in [
+        (&["--streaming-conninfo", "host=/nonexistent"][..], "No such file or directory", "Is the server running"),
+        (&["--streaming-conninfo", "user=plain"], "WAL is not being received", "ALTER ROLE"),
+        (&["--streaming-conninfo", "user=streamer"], "no password supplied", "PGPASSFILE"),
+        (
+            &["--slot-name", "absent"],
+            "there is no physical replication slot \"absent\"",
+            "pg_create_physical_replication_slot('absent', true)",
+        ),
+        (&["--slot-name", "used"], "the replication slot \"used\" is in use", "set another archiver.slot_name"),
+    ] {
+        let host = Host::new().with(flags);
+        let running = host.start(&primary);
+        running.wait_to_hear(message);
+        running.wait_to_hear(hint);
+        running.wait_to_hear("It is tried again in 1 s.");
+        assert!(host.archived().is_empty());
+        assert_eq!(running.stop(), 0, "{flags:?}");
+    }
+    for (flags, code, message) in [
+        (&["--streaming-conninfo", "password=sesame"][..], 3, "it holds a password"),
+        (&["--streaming-conninfo", "nonsense"], 3, "archiver.streaming_conninfo"),
+        (&["--path-prefix", "relative"], 3, "archiver.path_prefix"),
+    ] {
+        let output = Host::new().with(flags).command(&primary).output().unwrap();
+        assert_eq!(output.status.code(), Some(code));
+        assert!(
+            text(&output.stderr).contains(message) && !text(&output.stderr).contains("sesame"),
+            "{}",
+            text(&output.stderr)
+        );
+    }
+
+    // A password from its file is enough.
+    let host = Host::new().with(&["--streaming-conninfo", "user=streamer"]);
+    fs::write(host.path("pgpass"), "*:*:*:streamer:sesame\n").unwrap();
+    fs::set_permissions(host.path("pgpass"), fs::Permissions::from_mode(0o600)).unwrap();
+    let mut command = host.command(&primary);
+    command.env("PGPASSFILE", host.path("pgpass"));
+    let running = host.spawn(command);
+    running.wait_for_receivewal();
+    host.wait_for(&write(&primary, 2));
+    assert_eq!(running.stop(), 0);
+    assert_eq!(user.stop(), 0);
+}
+
+#[test]
+fn an_old_or_missing_pg_receivewal_is_refused() {
+    let primary = primary();
+    let host = Host::new();
+    let old = host.path("old");
+    fs::create_dir(&old).unwrap();
+    fs::write(old.join("pg_receivewal"), "#!/bin/sh\necho 'pg_receivewal (PostgreSQL) 14.9'\n").unwrap();
+    fs::set_permissions(old.join("pg_receivewal"), fs::Permissions::from_mode(0o755)).unwrap();
+    let host = host.with(&["--path-prefix", old.to_str().unwrap()]);
+    let running = host.start(&primary);
+    running.wait_to_hear("is of version 14, and the server of version");
+    assert_eq!(running.stop(), 0);
+    let mut command = host.program(&primary);
+    let output = command.env("PATH", "/nonexistent").arg("receive-wal").output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("could not find the program pg_receivewal"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn wal_that_the_server_has_removed_is_told_and_received_again_after_a_reset() {
+    let primary = Cluster::new(1)
+        .with("archive_mode", "off")
+        .with("archive_library", "")
+        .with("max_wal_size", "2MB")
+        .with("min_wal_size", "2MB")
+        .started();
+    let host = Host::new();
+    let running = host.start(&primary);
+    running.wait_for_receivewal();
+    host.wait_for(&write(&primary, 2));
+    assert_eq!(running.stop(), 0);
+    let before = host.archived();
+    primary.set("wal_keep_size", "0");
+    primary.reload();
+    for _ in 0..2 {
+        primary.write_segments(6);
+        primary.psql("CHECKPOINT");
+    }
+    let running = host.start(&primary);
+    running.wait_to_hear("has already been removed");
+    running.wait_to_hear("receive-wal --reset");
+    assert_eq!(host.archived(), before);
+    assert_eq!(running.stop(), 0);
+    assert_eq!(host.reset(&primary).status.code(), Some(0));
+    let running = host.start(&primary);
+    running.wait_for_receivewal();
+    host.wait_for(&write(&primary, 1));
+    assert_eq!(running.stop(), 0);
+}
+
+#[test]
+fn after_a_failover_both_timelines_and_the_history_are_in_the_archive() {
+    let old = primary();
+    let host = Host::new();
+    let running = host.start(&old);
+    running.wait_for_receivewal();
+    let standby = Cluster::from_backup(&old);
+    let conninfo = format!("host={} user=postgres", old.directory().display());
+    let standby = standby.with("primary_conninfo", &conninfo).with("restore_command", "");
+    standby.write_file(&standby.data().join("standby.signal"), b"");
+    let standby = standby.started();
+    let mut names = write(&old, 3);
+    host.wait_for(&names);
+    let position = old.psql("SELECT pg_current_wal_lsn()");
+    wait_until("the standby has it all", || {
+        standby.psql(&format!("SELECT pg_last_wal_replay_lsn() >= '{position}'")) == "t"
+    });
+    old.stop(Stop::Fast);
+    standby.promote();
+    running.wait_to_hear("WAL is not being received");
+    assert_eq!(running.stop(), 0);
+
+    let running = host.start(&standby);
+    running.wait_for_receivewal();
+    names = write(&standby, 3);
+    names.push("00000002.history".to_string());
+    host.wait_for(&names);
+    let gaps = host.program(&standby).arg("gaps").output().unwrap();
+    assert_eq!(gaps.status.code(), Some(0), "{}{}", text(&gaps.stdout), text(&gaps.stderr));
+    assert_eq!(running.stop(), 0);
+    let timelines: BTreeSet<String> =
+        host.archived().iter().filter(|name| name.len() == 24).map(|name| name[..8].to_string()).collect();
+    assert_eq!(timelines, ["00000001", "00000002"].map(String::from).into());
+}
