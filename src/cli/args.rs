@@ -67,6 +67,7 @@ impl Arguments {
             (Setting::SlotName, Command::ReceiveWal(receive)) => &receive.slot_name,
             (Setting::CreateSlot, Command::ReceiveWal(receive)) => &receive.create_slot,
             (Setting::StreamingWalsDirectory, Command::ReceiveWal(receive)) => &receive.streaming_wals_directory,
+            (Setting::StreamingWalsDirectory, Command::Restore(restore)) => &restore.streaming_wals_directory,
             (Setting::StreamingArchiverBatchSize, Command::ReceiveWal(receive)) => {
                 &receive.streaming_archiver_batch_size
             }
@@ -387,13 +388,17 @@ pub struct Restore {
     /// Where it goes: %p in restore_command
     pub dest: PathBuf,
 
-    /// Take NAME.partial where the whole segment is not there
+    /// Take NAME.partial where the whole segment is neither in the archive nor where WAL is received
     #[arg(long)]
     pub partial: bool,
 
     /// What a standby does on a failure other than "not there": ask again, or stop the server
     #[arg(long, value_enum, default_value = "retry")]
     pub on_error: OnError,
+
+    /// Directory on this machine that WAL is received in: what is not archived yet comes from there
+    #[arg(long, value_name = "DIR")]
+    pub streaming_wals_directory: Option<String>,
 
     /// Segments fetched ahead during recovery; 0 means none
     #[arg(long, value_name = "NUMBER")]

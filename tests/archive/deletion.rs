@@ -336,6 +336,7 @@ fn restore_error(site: &Site, name: &WalName) -> Kind {
         name: *name,
         destination: &destination,
         or_partial: false,
+        streaming_directory: None,
         system_identifier,
         retry_timeout,
     };

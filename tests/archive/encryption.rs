@@ -31,6 +31,7 @@ fn restored(site: &Site, name: &WalName) -> Result<Vec<u8>, Error> {
         name: *name,
         destination: &destination,
         or_partial: false,
+        streaming_directory: None,
         system_identifier: Some(site.cluster.system_identifier),
         retry_timeout: Duration::from_millis(100),
     };

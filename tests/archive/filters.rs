@@ -28,6 +28,7 @@ fn restored(site: &Site, name: &WalName) -> archiver_core::Result<Vec<u8>> {
         name: *name,
         destination: &destination,
         or_partial: false,
+        streaming_directory: None,
         system_identifier: Some(site.cluster.system_identifier),
         retry_timeout: Duration::from_secs(2),
     };

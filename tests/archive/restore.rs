@@ -32,6 +32,7 @@ fn restore_from(site: &Site, place: &Place, name: &WalName, or_partial: bool) ->
         name: *name,
         destination: &destination(site),
         or_partial,
+        streaming_directory: None,
         system_identifier: Some(site.cluster.system_identifier),
         retry_timeout: Duration::from_secs(2),
     };
@@ -330,6 +331,7 @@ fn a_destination_that_cannot_be_written_is_an_error_of_its_own() {
         name: file.name,
         destination: &missing,
         or_partial: false,
+        streaming_directory: None,
         system_identifier: None,
         retry_timeout: Duration::ZERO,
     };

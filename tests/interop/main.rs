@@ -59,6 +59,7 @@ fn restored_as(site: &Site, name: &WalName, or_partial: bool) -> Vec<u8> {
         name: *name,
         destination: &destination,
         or_partial,
+        streaming_directory: None,
         system_identifier: Some(site.cluster.system_identifier),
         retry_timeout: Duration::from_secs(2),
     };

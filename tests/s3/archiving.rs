@@ -40,6 +40,7 @@ fn fetch(site: &Site, name: &WalName, or_partial: bool) -> Result<(Restored, Vec
         name: *name,
         destination: &destination,
         or_partial,
+        streaming_directory: None,
         system_identifier: Some(site.cluster.system_identifier),
         retry_timeout: Duration::from_secs(5),
     };

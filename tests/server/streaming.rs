@@ -6,9 +6,10 @@ use nix::unistd::Pid;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A server that WAL is received from; it archives nothing itself.
@@ -78,6 +79,23 @@ impl Host {
         let mark = fs::read(&heard).unwrap().len();
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         Running { child, heard, mark }
+    }
+
+    fn storage(&self) -> String {
+        format!("file://{}", self.path("archive").display())
+    }
+
+    /// The same by the user that runs the server, who may use what is there then.
+    fn start_as_the_servers_user(&self, primary: &Cluster) -> Running {
+        let owner = fs::metadata(primary.data()).unwrap();
+        chown(self.path("archive"), Some(owner.uid()), Some(owner.gid())).unwrap();
+        fs::set_permissions(self.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let mut command = primary.archiver_program();
+        // Not one of the server's processes.
+        command.current_dir(self.path("archive"));
+        command.env("PGHOST", primary.directory()).env("PGUSER", "postgres").arg("--storage").arg(self.storage());
+        command.arg("receive-wal").args(&self.flags).arg("--path-prefix").arg(bindir());
+        self.spawn(command)
     }
 
     fn reset(&self, primary: &Cluster) -> Output {
@@ -273,19 +291,11 @@ fn killed_at_any_moment_it_loses_nothing_and_stores_nothing_twice() {
 #[test]
 fn what_both_ways_bring_is_stored_once() {
     let (cluster, host) = (Cluster::new(1).started(), Host::with_slot());
-    // One archive: that of the server, which the receiver of these tests may not write to, is made accessible to it.
-    cluster.set("archiver.storage", &format!("file://{}", host.path("archive").display()));
-    let owner = fs::metadata(cluster.data()).unwrap();
-    std::os::unix::fs::chown(host.path("archive"), Some(owner.uid()), Some(owner.gid())).unwrap();
-    fs::set_permissions(host.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    cluster.set("archiver.storage", &host.storage());
     cluster.reload();
+    let mut running = host.start_as_the_servers_user(&cluster);
     cluster.write_segments(1);
     cluster.drain();
-    let mut command = cluster.archiver_program();
-    command.env("PGHOST", cluster.directory()).env("PGUSER", "postgres");
-    command.arg("--storage").arg(format!("file://{}", host.path("archive").display())).arg("receive-wal");
-    command.args(&host.flags).arg("--path-prefix").arg(bindir());
-    let mut running = host.spawn(command);
     running.wait("it streams", || cluster.psql("SELECT count(*) FROM pg_stat_replication") == "1");
     let names = write(&cluster, 10);
     cluster.drain();
@@ -559,4 +569,57 @@ fn after_a_failover_both_timelines_and_the_history_are_in_the_archive() {
     let timelines: BTreeSet<String> =
         host.archived().iter().filter(|name| name.len() == 24).map(|name| name[..8].to_string()).collect();
     assert_eq!(timelines, ["00000001", "00000002"].map(String::from).into());
+}
+
+#[test]
+fn no_acknowledged_transaction_is_lost_with_the_primary() {
+    let seconds = crate::cluster::figure("ARCHIVER_TEST_SECONDS", 5);
+    let (primary, host) =
+        (Cluster::new(16).with("archive_mode", "off").with("archive_library", "").started(), Host::with_slot());
+    let pgbench = |arguments: &[&str]| {
+        let mut command = primary.client("pgbench");
+        command.arg("-n").args(arguments).arg("postgres").stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    assert!(pgbench(&["-i", "-q", "-s", "2"]).wait().unwrap().success());
+    primary.set("synchronous_standby_names", "archiver_receive_wal");
+    primary.reload();
+    wait_until("the setting is heeded", || !primary.psql("SHOW synchronous_standby_names").is_empty());
+    let mut running = host.start_as_the_servers_user(&primary);
+    running.wait("it is synchronous", || primary.psql("SELECT sync_state FROM pg_stat_replication") == "sync");
+    let restored = Cluster::from_backup(&primary);
+    let load = pgbench(&["-c", "4", "-j", "2", "-T", &(seconds + 60).to_string()]);
+    let position = || primary.psql("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')").parse::<f64>().unwrap();
+    let (began, from) = (Instant::now(), position());
+    wait_until("so much was written", || {
+        position() - from > 20e6 && began.elapsed() > Duration::from_secs(seconds.into())
+    });
+    // As when the machine is gone.
+    wait_until("all of it is dead", || {
+        primary.processes().into_iter().for_each(|(pid, _)| drop(kill(pid, Signal::SIGKILL)));
+        primary.processes().is_empty()
+    });
+    let said = text(&load.wait_with_output().unwrap().stdout);
+    let acknowledged = said.lines().find_map(|line| line.strip_prefix("number of transactions actually processed: "));
+    let acknowledged: u64 =
+        acknowledged.unwrap_or_else(|| panic!("{said}")).split('/').next().unwrap().parse().unwrap();
+    fs::remove_dir_all(primary.data()).unwrap();
+    running.wait_to_hear("WAL is not being received");
+    running.end_all();
+
+    let program = bindir().join("archiver");
+    let command = format!("{} --storage {} restore --partial %f %p", program.display(), host.storage());
+    restored.set("restore_command", &command);
+    restored.unset("synchronous_standby_names");
+    restored.write_file(&restored.data().join("recovery.signal"), b"");
+    restored.start();
+    wait_until("recovery has ended", || restored.psql("SELECT pg_is_in_recovery()") == "f");
+    let found: u64 = restored.psql("SELECT count(*) FROM pgbench_history").parse().unwrap();
+    let branches =
+        restored.psql("SELECT sum(bbalance) = (SELECT sum(delta) FROM pgbench_history) FROM pgbench_branches");
+    assert_eq!(branches, "t", "what was restored is consistent");
+    println!("{acknowledged} transactions acknowledged in {:?}, {found} restored", began.elapsed());
+    assert!(acknowledged > 100 && found >= acknowledged, "{found} of {acknowledged}");
+    // Those in flight at the end, one a client, may be there or not.
+    assert!(found <= acknowledged + 4, "{found} of {acknowledged}");
 }

@@ -3,7 +3,7 @@
 use crate::args::{Arguments, OnError, Restore};
 use crate::output::{DONE, tell};
 use crate::settings;
-use archiver_core::config::{Destination, Setting, Settings};
+use archiver_core::config::{Destination, Setting, Settings, Streaming};
 use archiver_core::data_directory::{hash_key, system_identifier};
 use archiver_core::place::Place;
 use archiver_core::pulse::Pulse;
@@ -52,10 +52,12 @@ fn restore_file(arguments: &Arguments, wanted: &Restore, data_directory: &Path) 
         .map_err(|bad| Error::new(Kind::Configuration, wanted.name.clone(), bad.to_string()))?;
     let settings = settings::read(arguments, data_directory)?;
     let destination = Destination::parse(&settings)?;
+    let streaming_directory = Streaming::directory(&settings, &destination)?;
     let request = Request {
         name,
         destination: &wanted.dest,
         or_partial: wanted.partial,
+        streaming_directory: streaming_directory.as_deref(),
         // One that cannot be read tells as little as none.
         system_identifier: system_identifier(data_directory).unwrap_or(None),
         retry_timeout: destination.retry_timeout,

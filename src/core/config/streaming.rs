@@ -118,6 +118,15 @@ fn keywords(text: &str) -> Option<Vec<String>> {
 }
 
 impl Streaming {
+    /// Where WAL would be received; nothing where that is not set, and storage no directory. Fails where it is wrong.
+    pub fn directory(settings: &Settings, destination: &Destination) -> Result<Option<PathBuf>> {
+        let typed = settings.typed(Setting::StreamingWalsDirectory).path()?;
+        Ok(typed.or_else(|| match &destination.storage {
+            StorageUrl::File { path, .. } => Some(path.join(destination.server_name.to_string()).join("streaming")),
+            StorageUrl::S3(_) => None,
+        }))
+    }
+
     /// Reads the settings; fails with the first that is wrong.
     pub fn parse(settings: &Settings, destination: &Destination) -> Result<Self> {
         let typed = settings.typed(Setting::StreamingConninfo);
@@ -151,14 +160,10 @@ impl Streaming {
             "manual" => false,
             _ => return Err(creates.wrong("Known are manual and auto")),
         };
-        let directory = settings.typed(Setting::StreamingWalsDirectory);
-        let directory = match (directory.path()?, &destination.storage) {
-            (Some(path), _) => path,
-            (None, StorageUrl::File { path, .. }) => path.join(destination.server_name.to_string()).join("streaming"),
-            (None, StorageUrl::S3(_)) => {
-                return Err(directory.wrong("With storage in a bucket it must name a directory of this machine"));
-            }
-        };
+        let directory = Self::directory(settings, destination)?.ok_or_else(|| {
+            let typed = settings.typed(Setting::StreamingWalsDirectory);
+            typed.wrong("With storage in a bucket it must name a directory of this machine")
+        })?;
         let prefix = settings.typed(Setting::PathPrefix);
         let path_prefix: Vec<PathBuf> =
             prefix.text.split(':').filter(|path| !path.is_empty()).map(PathBuf::from).collect();

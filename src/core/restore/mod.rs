@@ -8,12 +8,13 @@ use crate::hash::{Content, Hash, NotedHash};
 use crate::identity::foreign_archive;
 use crate::place::Place;
 use crate::pulse::Pulse;
-use crate::store::Object;
+use crate::regular_file::{self, Links};
+use crate::store::{Meta, Object};
 use crate::wal::{BadHeader, Expected, LongPageHeader, WalName};
 use std::borrow::Borrow;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Temporary files beside the destination start with this, followed by who makes them.
 const TEMPORARY_PREFIX: &str = "archiver.restore.";
@@ -33,6 +34,8 @@ pub struct Request<'a> {
     pub destination: &'a Path,
     /// Whether `<name>.partial` does where the whole segment is not there.
     pub or_partial: bool,
+    /// Where WAL is received on this machine, if it is: what is not in the archive yet may lie there.
+    pub streaming_directory: Option<&'a Path>,
     /// The cluster that asks, where it is known.
     pub system_identifier: Option<u64>,
     /// How long failures that may pass are tried again.
@@ -42,7 +45,7 @@ pub struct Request<'a> {
 /// A file that was put in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restored {
-    /// The file it was made from; a partial one where the whole was not there.
+    /// The file it was made from; a partial one where the whole was nowhere.
     pub name: WalName,
     /// Where that lies.
     pub location: String,
@@ -90,18 +93,52 @@ fn look(place: &Place, request: &Request<'_>) -> Result<Option<Restored>> {
         WalName::Segment(segment) if request.or_partial => Some(WalName::Partial(segment)),
         _ => None,
     };
-    for name in [Some(request.name), partial].into_iter().flatten() {
-        if let Some((stored, object)) = place.open_wal(&name)? {
-            // A segment says itself whose it is; a history file or a label does not.
-            if !name.is_wal() {
-                place.confirm_archive(request.system_identifier)?;
-            }
-            let location = place.store.location(&stored.key);
-            let size = put_in_place(place, request, &name, object, &location)?;
-            return Ok(Some(Restored { name, location, size }));
+    let names = [Some(request.name), partial].into_iter().flatten();
+    // What lies there in part was received after what an archived part holds: that ended a timeline.
+    let places = names.flat_map(|name| match name {
+        WalName::Partial(_) => [(name, false), (name, true)],
+        _ => [(name, true), (name, false)],
+    });
+    for (name, is_archive) in places {
+        let found = match is_archive {
+            true => place.open_wal(&name)?.map(|(stored, object)| (place.store.location(&stored.key), object)),
+            false => received(request, &name)?,
+        };
+        let Some((location, object)) = found else { continue };
+        // A segment says itself whose it is; a history file or a label does not.
+        if !name.is_wal() {
+            place.confirm_archive(request.system_identifier)?;
         }
+        let size = put_in_place(place, request, &name, object, &location)?;
+        return Ok(Some(Restored { name, location, size }));
     }
     Ok(None)
+}
+
+/// The file of that name where WAL is received; nothing where none lies there, or none of it was received yet:
+/// pg_receivewal fills a new segment with zeros.
+fn received(request: &Request<'_>, name: &WalName) -> Result<Option<(String, Object)>> {
+    let Some(directory) = request.streaming_directory else { return Ok(None) };
+    let path = directory.join(name.to_string());
+    let failed = |error: &io::Error| Error::io("read file", &path, error);
+    let (file, meta) = match regular_file::open(&path, Links::Refused) {
+        Ok(opened) => opened,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(&error)),
+    };
+    let mut head = Vec::with_capacity(LongPageHeader::LENGTH);
+    (&file).take(LongPageHeader::LENGTH as u64).read_to_end(&mut head).map_err(|error| failed(&error))?;
+    if head.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    (&file).rewind().map_err(|error| failed(&error))?;
+    let meta = Meta {
+        stored_size: meta.len(),
+        modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+        content: None,
+        version: String::new(),
+    };
+    Ok(Some((path.display().to_string(), Object { meta, body: Box::new(file) })))
 }
 
 fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Object, location: &str) -> Result<u64> {

@@ -36,6 +36,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Before a receiver that ended is started again: doubled from the first up to the last.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How often the server is asked whether commits wait for the receiver: until it is started for that they wait for its
+/// next report, which comes every 10 s (PostgreSQL manual, pg_receivewal, `--status-interval`).
+const ASK_INTERVAL: Duration = Duration::from_secs(30);
 /// One that ran so long had begun well.
 const GOOD_RUN: Duration = Duration::from_secs(60);
 const SHORT_WAIT: Duration = Duration::from_millis(50);
@@ -101,7 +104,7 @@ impl Streamer {
         let (mut episode, mut pause) = (Episode::default(), FIRST_PAUSE);
         while !self.pulse.is_stopped() {
             let began = Instant::now();
-            let Err(error) = self.receive() else { return };
+            let Err(error) = self.receive() else { continue };
             if self.pulse.is_stopped() {
                 return;
             }
@@ -127,7 +130,8 @@ impl Streamer {
         }
     }
 
-    /// One run of pg_receivewal, archiving beside it. Ends well only where the pulse was told to stop.
+    /// One run of pg_receivewal, archiving beside it. Ends well where it is to be started anew at once, and where the pulse was
+    /// told to stop.
     fn receive(&self) -> Result<()> {
         let primary = self.primary();
         let server = primary.identify()?;
@@ -159,7 +163,18 @@ impl Streamer {
         let started = Receiver::start(&self.receivewal, &self.streaming, is_synchronous, hear);
         let mut receiver = started.map_err(|error| Error::io("run", &self.receivewal.path, &error))?;
         let mut archiving = Archiving { streamer: self, archive, episode: Episode::default(), next: Instant::now() };
+        let mut asked = Instant::now();
         while !self.pulse.is_stopped() {
+            if asked.elapsed() > ASK_INTERVAL {
+                // Where it cannot be known nothing changes.
+                let now = primary.is_synchronous(&self.streaming.archiver_name).unwrap_or(is_synchronous);
+                if now != is_synchronous {
+                    let what = if now { "wait" } else { "no longer wait" };
+                    (self.tell)(Note::Log(format!("commits {what} for this receiver: it is started again")));
+                    break;
+                }
+                asked = Instant::now();
+            }
             if let Some(error) = receiver.ended() {
                 // What it left whole waits for nobody.
                 archiving.archive_now();
