@@ -596,7 +596,9 @@ fn no_acknowledged_transaction_is_lost_with_the_primary() {
     });
     // As when the machine is gone.
     wait_until("all of it is dead", || {
-        primary.processes().into_iter().for_each(|(pid, _)| drop(kill(pid, Signal::SIGKILL)));
+        for (pid, _) in primary.processes() {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
         primary.processes().is_empty()
     });
     let said = text(&load.wait_with_output().unwrap().stdout);
