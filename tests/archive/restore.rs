@@ -85,6 +85,62 @@ fn what_was_archived_comes_back_byte_for_byte() {
 }
 
 #[test]
+fn what_is_not_archived_yet_comes_from_where_it_is_received() {
+    let site = Site::new();
+    archive_file(&site.archive(), &site.offer_segment(1)).unwrap();
+    let old = wal_name("000000010000000000000003.partial");
+    archive_file(&site.archive(), &site.offer(&old, &site.content(&old))).unwrap();
+    let streaming = site.path("streaming");
+    fs::create_dir(&streaming).unwrap();
+    let ask = |number: u32, or_partial| {
+        let request = Request {
+            name: site.name(number),
+            destination: &destination(&site),
+            or_partial,
+            streaming_directory: Some(&streaming),
+            system_identifier: Some(site.cluster.system_identifier),
+            retry_timeout: Duration::from_millis(100),
+        };
+        restore(|| Ok(site.place()), &request)
+    };
+    let receive = |name: &str, content: &[u8]| fs::write(streaming.join(name), content).unwrap();
+    let [second, third, fourth] = [2, 3, 4].map(|number| site.name(number));
+    // What is archived is taken from there, whatever else lies about.
+    receive(&site.name(1).to_string(), b"junk");
+    assert!(ask(1, false).unwrap().location.starts_with(site.storage().to_str().unwrap()));
+    receive(&second.to_string(), &site.content(&second));
+    assert_eq!(ask(2, false).unwrap().location, streaming.join(second.to_string()).display().to_string());
+    assert!(fs::read(destination(&site)).unwrap() == site.content(&second));
+
+    // A part only where it will do, and then before the one that is archived.
+    let mut part = site.content(&third);
+    part[300_000..].fill(0);
+    receive(&format!("{third}.partial"), &part);
+    assert_eq!(ask(3, false).unwrap_err().kind(), Kind::NotFound);
+    let restored = ask(3, true).unwrap();
+    assert_eq!((restored.name, restored.location.starts_with(streaming.to_str().unwrap())), (old, true));
+    assert!(fs::read(destination(&site)).unwrap() == part);
+
+    // Nothing was received of these; of the third only what is archived.
+    for nothing in [&b""[..], &[0; 1 << 20]] {
+        receive(&format!("{fourth}.partial"), nothing);
+        assert_eq!(ask(4, true).unwrap_err().kind(), Kind::NotFound);
+        receive(&format!("{third}.partial"), nothing);
+        assert!(ask(3, true).unwrap().location.starts_with(site.storage().to_str().unwrap()));
+    }
+    // Of another cluster, or cut short: no answer that ends a recovery.
+    let mut other = Site::new();
+    other.cluster.system_identifier = 42;
+    receive(&fourth.to_string(), &other.content(&fourth));
+    assert_eq!(ask(4, false).unwrap_err().kind(), Kind::Identity);
+    receive(&fourth.to_string(), &site.content(&fourth)[..5000]);
+    assert_eq!(ask(4, false).unwrap_err().kind(), Kind::Damaged);
+    fs::remove_file(streaming.join(fourth.to_string())).unwrap();
+    fs::create_dir(streaming.join(fourth.to_string())).unwrap();
+    assert_ne!(ask(4, false).unwrap_err().kind(), Kind::NotFound);
+}
+
+#[test]
 fn an_existing_destination_is_replaced() {
     let site = Site::new();
     let file = site.offer_segment(1);

@@ -1,6 +1,6 @@
 //! WAL that is received while it is written, by `archiver receive-wal` from a real primary.
 
-use crate::cluster::{Cluster, Stop, bindir, catalogue, has_equal_content, paths, text, wait_until};
+use crate::cluster::{Cluster, Stop, bindir, catalogue, has_equal_content, paths, text, wait_at_most, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -591,7 +591,7 @@ fn no_acknowledged_transaction_is_lost_with_the_primary() {
     let load = pgbench(&["-c", "4", "-j", "2", "-T", &(seconds + 60).to_string()]);
     let position = || primary.psql("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')").parse::<f64>().unwrap();
     let (began, from) = (Instant::now(), position());
-    wait_until("so much was written", || {
+    wait_at_most(Duration::from_secs(u64::from(seconds) + 55), "so much was written", || {
         position() - from > 20e6 && began.elapsed() > Duration::from_secs(seconds.into())
     });
     // As when the machine is gone.

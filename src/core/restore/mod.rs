@@ -4,7 +4,7 @@ pub mod prefetch;
 
 use crate::durable::{self, StagedFile};
 use crate::error::{Error, Kind, Result};
-use crate::hash::{Content, Hash, NotedHash};
+use crate::hash::{Content, Hash, Noted, NotedHash};
 use crate::identity::foreign_archive;
 use crate::place::Place;
 use crate::pulse::Pulse;
@@ -102,14 +102,23 @@ fn look(place: &Place, request: &Request<'_>) -> Result<Option<Restored>> {
     for (name, is_archive) in places {
         let found = match is_archive {
             true => place.open_wal(&name)?.map(|(stored, object)| (place.store.location(&stored.key), object)),
-            false => received(request, &name)?,
+            false => find_received(request, &name)?,
         };
         let Some((location, object)) = found else { continue };
         // A segment says itself whose it is; a history file or a label does not.
         if !name.is_wal() {
             place.confirm_archive(request.system_identifier)?;
         }
-        let size = put_in_place(place, request, &name, object, &location)?;
+        let size = put_in_place(request, |staged| match is_archive {
+            true => receive_into(staged, place, &name, request.system_identifier, object, &location),
+            false => {
+                // What is noted is what was archived, not what lies here.
+                let mut write = |bytes: &[u8]| staged.write_all(bytes).map_err(|error| staged.failed("write", &error));
+                let cluster = request.system_identifier;
+                let received = receive_noted(place, &name, cluster, object, &location, None, &mut write)?;
+                Ok(received.content)
+            }
+        })?;
         return Ok(Some(Restored { name, location, size }));
     }
     Ok(None)
@@ -117,7 +126,7 @@ fn look(place: &Place, request: &Request<'_>) -> Result<Option<Restored>> {
 
 /// The file of that name where WAL is received; nothing where none lies there, or none of it was received yet:
 /// pg_receivewal fills a new segment with zeros.
-fn received(request: &Request<'_>, name: &WalName) -> Result<Option<(String, Object)>> {
+fn find_received(request: &Request<'_>, name: &WalName) -> Result<Option<(String, Object)>> {
     let Some(directory) = request.streaming_directory else { return Ok(None) };
     let path = directory.join(name.to_string());
     let failed = |error: &io::Error| Error::io("read file", &path, error);
@@ -141,14 +150,14 @@ fn received(request: &Request<'_>, name: &WalName) -> Result<Option<(String, Obj
     Ok(Some((path.display().to_string(), Object { meta, body: Box::new(file) })))
 }
 
-fn put_in_place(place: &Place, request: &Request<'_>, name: &WalName, object: Object, location: &str) -> Result<u64> {
+fn put_in_place(request: &Request<'_>, receive: impl FnOnce(&mut StagedFile<'_>) -> Result<Content>) -> Result<u64> {
     let destination = request.destination;
     let directory = durable::directory_of(destination);
     durable::sweep_leftovers(directory, TEMPORARY_PREFIX)?;
 
     let pulse = Pulse::new();
     let mut staged = StagedFile::create(directory, TEMPORARY_PREFIX, durable::mode_for_file_in(directory), &pulse)?;
-    let content = receive_into(&mut staged, place, name, request.system_identifier, object, location)?;
+    let content = receive(&mut staged)?;
     staged.replace(destination)?;
     Ok(content.size)
 }
@@ -189,6 +198,23 @@ pub(crate) fn receive(
     system_identifier: Option<u64>,
     object: Object,
     location: &str,
+    take: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<Received> {
+    let recorded = match &place.records {
+        Some(records) => records.find_sum(&place.layout, name)?.map(|sum| sum.noted),
+        None => None,
+    };
+    receive_noted(place, name, system_identifier, object, location, recorded, take)
+}
+
+/// The same of a file of which that was noted, if anything was.
+fn receive_noted(
+    place: &Place,
+    name: &WalName,
+    system_identifier: Option<u64>,
+    object: Object,
+    location: &str,
+    recorded: Option<Noted>,
     take: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<Received> {
     let unfit = |cause: &io::Error| Error::of_stored_copy(location, cause, DAMAGE_HINT);
@@ -237,10 +263,6 @@ pub(crate) fn receive(
         return Err(damaged("it is empty".to_string()));
     }
     let content = Content { size, hash };
-    let recorded = match &place.records {
-        Some(records) => records.find_sum(&place.layout, name)?.map(|sum| sum.noted),
-        None => None,
-    };
     let mut is_compared = false;
     for noted in expected.into_iter().chain(recorded) {
         match (noted.is_of(&content, place.hash_key.as_ref()), noted.hash) {
