@@ -414,13 +414,17 @@ pub struct Restore {
     file (PGPASSFILE, ~/.pgpass) or a service file. Without a slot the server may remove WAL that was not received yet.\n\n\
     Exit codes: 0 ended by a signal, or the reset is done; 2 usage; 3 configuration; 4 anything else.\n\n\
     Examples:\n  \
-    archiver --storage file:///srv/wal --server-name db1 receive-wal --streaming-conninfo 'host=db1 user=streamer' --slot-name archiver --create-slot auto\n  \
+    archiver --storage file:///srv/wal --server-name db1 receive-wal --streaming-conninfo 'host=db1 user=streamer' --slot-name archiver --create-slot auto --begin\n  \
     archiver --storage file:///srv/wal --server-name db1 receive-wal --streaming-conninfo 'host=db1 user=streamer' --slot-name archiver --reset"
 )]
 pub struct ReceiveWal {
     /// Begin where the server or its slot is, though WAL before that was not received, and end; the archive keeps a gap
     #[arg(long)]
     pub reset: bool,
+
+    /// Begin an archive where there is none; without it a directory that is not mounted is told
+    #[arg(long)]
+    pub begin: bool,
 
     /// Connection string of the server, without a password [default: what the environment says, as for psql]
     #[arg(long, value_name = "CONNINFO")]

@@ -8,7 +8,7 @@ use crate::durable;
 use crate::error::{Error, Kind, Result};
 use crate::set_aside::{Copied, Reason};
 use crate::stamp::Stamp;
-use crate::wal::{Kind as WalKind, Timeline, WalName};
+use crate::wal::{Kind as WalKind, SegmentName, Timeline, WalName};
 use nix::unistd::{AccessFlags, access};
 use std::fs::{self, FileType};
 use std::io;
@@ -59,6 +59,8 @@ pub enum Outcome {
 }
 
 const IN_THE_MAKING: &str = "it is in the making";
+/// What marks a directory that WAL is received in.
+pub const RECEIVER_LOCK: &str = ".archiver-receive-wal.lock";
 const GONE: &str = "it is gone";
 const STILL_WRITTEN: &str =
     "its segment may still be being written: no later timeline's history file is here or in the archive";
@@ -138,7 +140,9 @@ impl Queue {
     pub fn of_streaming_directory(directory: &Path) -> Result<Self> {
         let mut queue = Queue { is_streaming: true, ..Self::read(directory)? };
         let newest = queue.items.iter().filter(|file| file.name.is_wal());
-        let newest = newest.max_by_key(|file| (file.name.segment(), file.name.kind() == WalKind::Segment));
+        let newest = newest.max_by_key(|file| {
+            (file.name.segment().map(SegmentName::streaming_order), file.name.kind() == WalKind::Segment)
+        });
         if let Some(path) = newest.map(|file| file.path.clone()) {
             queue.items.retain(|file| file.path != path);
             queue.unfinished.push(path);
@@ -214,7 +218,11 @@ impl Queue {
             archive,
             queue: self,
             removes_from: self.removes_from(),
-            patience: Patience::new(archive.config().destination.retry_timeout),
+            // Who receives comes again by himself, and has the receiver to look after meanwhile.
+            patience: match self.is_streaming {
+                true => Patience::new(Duration::ZERO),
+                false => Patience::new(archive.config().destination.retry_timeout),
+            },
             is_open: false,
             has_failed: false,
             has_moved: false,
@@ -254,7 +262,10 @@ impl Run<'_> {
             let must_be_begun = self.removes_from.is_some() && !self.archive.has_marker();
             let opened = self.patience.attempt(|| match must_be_begun {
                 true => self.archive.confirm_begun().map_err(|error| {
-                    error.hint("Name the cluster's data directory with -D, or give --keep, to begin an archive.")
+                    error.hint(match self.queue.is_streaming {
+                        true => "Is the file system mounted?",
+                        false => "Name the cluster's data directory with -D, or give --keep, to begin an archive.",
+                    })
                 }),
                 false => self.archive.open(),
             });
@@ -433,6 +444,10 @@ fn is_part_of_an_archive(directory: &Path) -> bool {
     };
     let has_identity = |wals: &Path| wals.parent().is_some_and(|server| server.join("identity.json").exists());
     let is_beside_wals = real.file_name().is_some_and(|name| name == "errors" || name == "partial");
+    // The newest segment there tells the receiver where to go on.
+    if real.join(RECEIVER_LOCK).exists() {
+        return true;
+    }
     if is_beside_wals && has_identity(&real) {
         return true;
     }

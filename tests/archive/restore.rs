@@ -97,7 +97,7 @@ fn what_is_not_archived_yet_comes_from_where_it_is_received() {
             name: site.name(number),
             destination: &destination(&site),
             or_partial,
-            streaming_directory: Some(&streaming),
+            streaming_directory: Some((&streaming, true)),
             system_identifier: Some(site.cluster.system_identifier),
             retry_timeout: Duration::from_millis(100),
         };
@@ -135,6 +135,12 @@ fn what_is_not_archived_yet_comes_from_where_it_is_received() {
     assert_eq!(ask(4, false).unwrap_err().kind(), Kind::Identity);
     receive(&fourth.to_string(), &site.content(&fourth)[..5000]);
     assert_eq!(ask(4, false).unwrap_err().kind(), Kind::Damaged);
+    receive(&fourth.to_string(), &[0; 1 << 20]);
+    assert_eq!(ask(4, false).unwrap_err().kind(), Kind::Damaged, "only a part may be empty");
+    fs::rename(&streaming, site.path("away")).unwrap();
+    assert_ne!(ask(5, false).unwrap_err().kind(), Kind::NotFound, "it is not mounted");
+    fs::rename(site.path("away"), &streaming).unwrap();
+    assert_eq!(ask(5, false).unwrap_err().kind(), Kind::NotFound);
     fs::remove_file(streaming.join(fourth.to_string())).unwrap();
     fs::create_dir(streaming.join(fourth.to_string())).unwrap();
     assert_ne!(ask(4, false).unwrap_err().kind(), Kind::NotFound);

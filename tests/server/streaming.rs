@@ -35,7 +35,7 @@ impl Host {
     fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("ah").tempdir().unwrap();
         fs::create_dir(directory.path().join("archive")).unwrap();
-        Host { directory, flags: Vec::new() }
+        Host { directory, flags: vec!["--begin".to_string()] }
     }
 
     fn with(mut self, flags: &[&str]) -> Self {
@@ -380,7 +380,7 @@ fn a_reset_leaves_a_gap_and_never_goes_back() {
     write(&primary, 3);
     let current = primary.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
     reset(&format!("receiving begins with {current}"));
-    assert_eq!(host.received(), [format!("{current}.partial")]);
+    assert_eq!(host.received().pop(), Some(format!("{current}.partial")));
     assert_eq!(fs::metadata(host.streaming().join(format!("{current}.partial"))).unwrap().len(), 0);
     let running = host.start(&primary);
     running.wait_for_receivewal();
@@ -624,4 +624,33 @@ fn no_acknowledged_transaction_is_lost_with_the_primary() {
     assert!(acknowledged > 100 && found >= acknowledged, "{found} of {acknowledged}");
     // Those in flight at the end, one a client, may be there or not.
     assert!(found <= acknowledged + 4, "{found} of {acknowledged}");
+}
+
+#[test]
+fn a_missing_archive_and_another_servers_wal_are_refused_before_anything_is_received() {
+    let (first, second, host) = (primary(), primary(), Host::new());
+    let running = host.start(&first);
+    running.wait_for_receivewal();
+    host.wait_for(&write(&first, 2));
+    assert_eq!(running.stop(), 0);
+    let before = host.received();
+    let newest = fs::read(host.streaming().join(before.last().unwrap())).unwrap();
+    let running = host.start(&second);
+    running.wait_to_hear("is another cluster's");
+    assert_eq!(running.stop(), 0);
+    assert_eq!(host.received(), before);
+    assert!(fs::read(host.streaming().join(before.last().unwrap())).unwrap() == newest);
+
+    let mut host = host;
+    host.flags.retain(|flag| flag != "--begin");
+    let running = host.start(&first);
+    running.wait_for_receivewal();
+    host.wait_for(&write(&first, 1));
+    assert_eq!(running.stop(), 0);
+    fs::rename(host.path("archive"), host.path("unmounted")).unwrap();
+    fs::create_dir(host.path("archive")).unwrap();
+    let output = host.command(&first).output().unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    assert!(text(&output.stderr).contains("there is no archive at"), "{}", text(&output.stderr));
+    assert!(paths(&host.path("archive")).is_empty());
 }

@@ -19,7 +19,7 @@ pub fn run(typed: &Typed, wanted: &Arguments) -> Result<u8, End> {
     let streaming = Streaming::parse(&settings, &config.destination)?;
     let pulse = Arc::new(Pulse::new());
     let system_identifier = settings::system_identifier(typed, &data_directory)?;
-    let streamer = Streamer::new(config, streaming, Arc::clone(&pulse), Arc::new(tell_note))?
+    let streamer = Streamer::new(config, streaming, wanted.begin, Arc::clone(&pulse), Arc::new(tell_note))?
         .with_hash_key(system_identifier, hash_key(&data_directory));
     stop_on_signals(pulse);
     if wanted.reset {

@@ -53,11 +53,12 @@ fn restore_file(arguments: &Arguments, wanted: &Restore, data_directory: &Path) 
     let settings = settings::read(arguments, data_directory)?;
     let destination = Destination::parse(&settings)?;
     let streaming_directory = Streaming::directory(&settings, &destination)?;
+    let is_named = !settings.get(Setting::StreamingWalsDirectory).is_empty();
     let request = Request {
         name,
         destination: &wanted.dest,
         or_partial: wanted.partial,
-        streaming_directory: streaming_directory.as_deref(),
+        streaming_directory: streaming_directory.as_deref().map(|path| (path, is_named)),
         // One that cannot be read tells as little as none.
         system_identifier: system_identifier(data_directory).unwrap_or(None),
         retry_timeout: destination.retry_timeout,

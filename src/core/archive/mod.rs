@@ -168,6 +168,11 @@ impl Archive {
         self.place()?.confirm_archive(Some(self.cluster.system_identifier))
     }
 
+    /// Whether it says whose it is.
+    pub fn has_identity(&self) -> Result<bool> {
+        Ok(self.place()?.identity()?.is_some())
+    }
+
     /// Whether a file of that name is stored.
     pub fn holds(&self, name: &WalName) -> Result<bool> {
         Ok(self.place()?.find(name)?.is_some())

@@ -36,7 +36,7 @@ pub enum BadConninfo {
     Malformed,
 }
 
-const SECRETS: [&str; 2] = ["password", "sslpassword"];
+const SECRETS: [&str; 5] = ["password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"];
 const URI_SCHEMES: [&str; 2] = ["postgresql://", "postgres://"];
 
 impl Conninfo {
@@ -50,10 +50,6 @@ impl Conninfo {
                     return Err(BadConninfo::HoldsSecret);
                 }
                 query.split('&').map(|pair| pair.split('=').next().unwrap_or_default().to_string()).collect()
-            }
-            // What cannot be read is shown, unless it may be one.
-            None if text.to_ascii_lowercase().contains("password") && keywords(text).is_none() => {
-                return Err(BadConninfo::HoldsSecret);
             }
             None => keywords(text).ok_or(BadConninfo::Malformed)?,
         };
@@ -137,9 +133,13 @@ impl Streaming {
                 "invalid value for parameter \"archiver.streaming_conninfo\": it holds a password",
             )
             .hint("Every role can read settings: put it into a password file (PGPASSFILE) or a service file."),
-            BadConninfo::Malformed => {
-                typed.wrong("It must be keywords with values, as in host=db1 user=streamer, or a URI")
-            }
+            // Not shown: what cannot be read may hold one.
+            BadConninfo::Malformed => Error::new(
+                Kind::Configuration,
+                "archiver.streaming_conninfo",
+                "invalid value for parameter \"archiver.streaming_conninfo\"",
+            )
+            .detail("It must be keywords with values, as in host=db1 user=streamer, or a URI."),
         })?;
         let name = settings.typed(Setting::StreamingArchiverName);
         // PostgreSQL shows no more of it, and another one for other letters (check_application_name).
@@ -200,14 +200,13 @@ mod tests {
         for text in [
             "password=x",
             "host=h PASSWORD = 'x'",
-            "user='it''s' password=x",
             "sslpassword=x",
             "postgres://u:x@h/db",
             "postgresql://u@h/db?sslmode=a&password=x",
         ] {
             assert_eq!(Conninfo::parse(text), Err(BadConninfo::HoldsSecret), "{text}");
         }
-        for text in ["host", "=x", "host='x", "host=a b"] {
+        for text in ["host", "=x", "host='x", "host=a b", "user='it''s' password=x", "Postgres://u:x@h"] {
             assert_eq!(Conninfo::parse(text), Err(BadConninfo::Malformed), "{text}");
         }
     }

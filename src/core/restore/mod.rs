@@ -34,8 +34,9 @@ pub struct Request<'a> {
     pub destination: &'a Path,
     /// Whether `<name>.partial` does where the whole segment is not there.
     pub or_partial: bool,
-    /// Where WAL is received on this machine, if it is: what is not in the archive yet may lie there.
-    pub streaming_directory: Option<&'a Path>,
+    /// Where WAL is received on this machine, if it is: what is not in the archive yet may lie there. And whether that must be
+    /// there: then one that is not mounted is no answer.
+    pub streaming_directory: Option<(&'a Path, bool)>,
     /// The cluster that asks, where it is known.
     pub system_identifier: Option<u64>,
     /// How long failures that may pass are tried again.
@@ -127,17 +128,20 @@ fn look(place: &Place, request: &Request<'_>) -> Result<Option<Restored>> {
 /// The file of that name where WAL is received; nothing where none lies there, or none of it was received yet:
 /// pg_receivewal fills a new segment with zeros.
 fn find_received(request: &Request<'_>, name: &WalName) -> Result<Option<(String, Object)>> {
-    let Some(directory) = request.streaming_directory else { return Ok(None) };
+    let Some((directory, is_required)) = request.streaming_directory else { return Ok(None) };
     let path = directory.join(name.to_string());
     let failed = |error: &io::Error| Error::io("read file", &path, error);
     let (file, meta) = match regular_file::open(&path, Links::Refused) {
         Ok(opened) => opened,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // Where the directory must be there, only in it the file may be missing.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && (!is_required || directory.is_dir()) => {
+            return Ok(None);
+        }
         Err(error) => return Err(failed(&error)),
     };
     let mut head = Vec::with_capacity(LongPageHeader::LENGTH);
     (&file).take(LongPageHeader::LENGTH as u64).read_to_end(&mut head).map_err(|error| failed(&error))?;
-    if head.iter().all(|byte| *byte == 0) {
+    if matches!(name, WalName::Partial(_)) && head.iter().all(|byte| *byte == 0) {
         return Ok(None);
     }
     (&file).rewind().map_err(|error| failed(&error))?;

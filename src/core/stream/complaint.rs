@@ -10,7 +10,7 @@ pub struct Complaint {
 }
 
 /// Parts of messages of libpq, of the server and of the client programs (PostgreSQL 15 to 18), with what mends them.
-const KNOWN: [(&str, &str); 17] = [
+const KNOWN: [(&str, &str); 18] = [
     ("no password supplied", PASSWORD),
     ("password authentication failed", PASSWORD),
     (
@@ -28,6 +28,10 @@ const KNOWN: [(&str, &str); 17] = [
     ("can no longer get changes", GONE),
     ("can no longer access replication slot", GONE),
     ("has been invalidated", GONE),
+    (
+        "is not in this server's history",
+        "More was received than this server has: it was promoted without the last of it. Move the newest file out of the streaming directory, keep it, and start again.",
+    ),
     ("is active for PID", "Another receiver or standby uses the slot: end it, or set another archiver.slot_name."),
     (
         "does not exist",

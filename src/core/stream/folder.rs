@@ -3,16 +3,16 @@
 use crate::durable;
 use crate::error::{Error, Kind, Result};
 use crate::file_lock;
+use crate::incoming::RECEIVER_LOCK;
 use crate::mode::Mode;
-use crate::wal::{SegmentName, SegmentSize, WalName};
+use crate::wal::{LongPageHeader, SegmentName, SegmentSize, WalName};
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Hidden names are no WAL to anybody who reads the directory.
-const LOCK: &str = ".archiver-receive-wal.lock";
+/// A hidden name is no WAL to anybody who reads the directory.
 const MARKER: &str = ".archiver.established";
 
 /// A streaming directory, held by one receiver alone.
@@ -46,7 +46,7 @@ impl Folder {
         // One above it, too: beside an archive that is still to begin. Never what storage is mounted on.
         durable::create_directory(durable::directory_of(path), mode)?;
         durable::create_directory(path, mode)?;
-        let lock_path = path.join(LOCK);
+        let lock_path = path.join(RECEIVER_LOCK);
         let open = || {
             OpenOptions::new()
                 .write(true)
@@ -97,7 +97,7 @@ impl Folder {
         Ok(names)
     }
 
-    /// The newest segment, whole or in part: of the last timeline, since pg_receivewal goes on there.
+    /// The newest segment, whole or in part: where pg_receivewal goes on.
     pub fn newest(&self) -> Result<Option<Newest>> {
         let newest = self.names()?.into_iter().filter_map(|name| match name {
             WalName::Segment(segment) => Some((segment, false)),
@@ -105,7 +105,7 @@ impl Folder {
             _ => None,
         });
         // Of both the whole one: pg_receivewal takes it for the last.
-        let newest = newest.max_by_key(|(segment, is_partial)| (*segment, !is_partial));
+        let newest = newest.max_by_key(|(segment, is_partial)| (segment.streaming_order(), !is_partial));
         Ok(newest.map(|(segment, is_partial)| Newest { segment, is_partial }))
     }
 
@@ -113,7 +113,11 @@ impl Folder {
     /// again from its beginning; as it is, pg_receivewal would refuse to start (receivelog.c, `open_walfile`). Answers its name
     /// where that was done.
     pub fn mend_partial(&self, segment_size: SegmentSize) -> Result<Option<WalName>> {
-        let partial = self.names()?.into_iter().filter(|name| matches!(name, WalName::Partial(_))).max();
+        let partial = self.names()?.into_iter().filter_map(|name| match name {
+            WalName::Partial(segment) => Some(segment),
+            _ => None,
+        });
+        let partial = partial.max_by_key(|segment| segment.streaming_order()).map(WalName::Partial);
         let Some(partial) = partial else { return Ok(None) };
         let path = self.path.join(partial.to_string());
         let length = fs::metadata(&path).map_err(|error| Error::io("stat file", &path, &error))?.len();
@@ -125,32 +129,63 @@ impl Folder {
         Ok(Some(partial))
     }
 
+    /// Fails where the newest segment there is another cluster's: what that server sends would be written over it.
+    pub fn confirm_owner(&self, system_identifier: u64, segment_size: SegmentSize) -> Result<()> {
+        let Some(newest) = self.newest()? else { return Ok(()) };
+        let path = self.path.join(newest.name().to_string());
+        let mut head = Vec::with_capacity(LongPageHeader::LENGTH);
+        let file = File::open(&path).map_err(|error| Error::io("open file", &path, &error))?;
+        let read = file.take(LongPageHeader::LENGTH as u64).read_to_end(&mut head);
+        read.map_err(|error| Error::io("read file", &path, &error))?;
+        // Of one that was just begun nothing is there yet.
+        let Ok(header) = LongPageHeader::parse(&head) else { return Ok(()) };
+        if header.system_identifier == system_identifier && header.segment_size == segment_size {
+            return Ok(());
+        }
+        let shown = path.display().to_string();
+        let message = format!("the WAL in \"{}\" is another cluster's", self.path.display());
+        Err(Error::new(Kind::Identity, shown.clone(), message)
+            .detail(format!(
+                "\"{shown}\" was written by the cluster with system identifier {}; the server is {system_identifier}. Nothing was changed.",
+                header.system_identifier
+            ))
+            .hint("Does archiver.streaming_conninfo lead to the right server? Another one gets a directory of its own."))
+    }
+
     /// Lets receiving begin with `restart`, though the WAL before it was never received: `current` is where the server writes.
-    /// Barman's rules: nothing is done where nothing lies there yet or `restart` is what lies there; refused where newer WAL
-    /// than the server's does; a partial segment goes, since the rest of it will never come.
+    /// Barman's rules: nothing is done where nothing lies there yet, or `restart` or newer does; refused where newer WAL than the
+    /// server's does. Other than there the part that was received last stays: it is archived as what it is.
     pub fn reset(&self, restart: SegmentName, current: SegmentName) -> Result<Reset> {
         let Some(newest) = self.newest()? else { return Ok(Reset::NothingToDo) };
-        if newest.segment == restart {
+        let (there, is_same_timeline) = (newest.segment.streaming_order(), newest.segment.timeline == restart.timeline);
+        let is_ahead = there > current.streaming_order();
+        if !is_ahead && is_same_timeline && there >= restart.streaming_order() {
             return Ok(Reset::NothingToDo);
         }
-        if newest.segment > current {
+        if is_ahead || there >= restart.streaming_order() {
             let (path, newest) = (self.path.display(), newest.segment);
             let message = format!("the newest WAL in \"{path}\", {newest}, lies behind that of the server, {current}");
             return Err(Error::new(Kind::Conflict, path.to_string(), message).detail("Nothing was changed.").hint(
                 "Is it the right server? One that was restored to an earlier time gets a directory of its own.",
             ));
         }
-        // First the new one: between the two receiving would go on at the old place.
         let empty = self.path.join(WalName::Partial(restart).to_string());
         let made =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&empty).and_then(|file| file.sync_all());
         made.map_err(|error| Error::io("create file", &empty, &error))?;
-        if newest.is_partial {
-            let path = self.path.join(WalName::Partial(newest.segment).to_string());
-            fs::remove_file(&path).map_err(|error| Error::io("remove file", &path, &error))?;
+        let before = self.path.join(newest.name().to_string());
+        let is_empty = fs::metadata(&before).is_ok_and(|meta| meta.len() == 0);
+        if newest.is_partial && is_empty {
+            fs::remove_file(&before).map_err(|error| Error::io("remove file", &before, &error))?;
         }
         durable::sync_directory(&self.path)?;
         Ok(Reset::To(restart))
+    }
+}
+
+impl Newest {
+    fn name(&self) -> WalName {
+        if self.is_partial { WalName::Partial(self.segment) } else { WalName::Segment(self.segment) }
     }
 }
 
@@ -221,11 +256,15 @@ mod tests {
         let (refused, left) = reset(&[(FIFTH, 1), (SIXTH_PARTIAL, 1)], 4, 4);
         assert!(refused.unwrap_err().message().contains("lies behind that of the server"));
         assert_eq!(left, [FIFTH, SIXTH_PARTIAL]);
+        assert_eq!(reset(&[(FIFTH, 1), (SIXTH_PARTIAL, 1)], 5, 9).0.unwrap(), Reset::NothingToDo, "a slot lags");
+        let ninth = format!("{}.partial", segment(9));
         let (done, left) = reset(&[(FIFTH, 1), (SIXTH_PARTIAL, 1)], 9, 10);
         assert_eq!(
             (done.unwrap(), left),
-            (Reset::To(segment(9)), vec![FIFTH.to_string(), format!("{}.partial", segment(9))])
+            (Reset::To(segment(9)), vec![FIFTH.into(), SIXTH_PARTIAL.into(), ninth.clone()])
         );
+        let (done, left) = reset(&[(FIFTH, 1), (SIXTH_PARTIAL, 0)], 9, 10);
+        assert_eq!((done.unwrap(), left), (Reset::To(segment(9)), vec![FIFTH.into(), ninth]));
         let (done, left) = reset(&[(FIFTH, 1)], 9, 10);
         assert_eq!((done.unwrap(), left.len()), (Reset::To(segment(9)), 2));
     }

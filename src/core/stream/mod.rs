@@ -16,7 +16,7 @@ pub use receiver::Hear;
 pub use tools::Tool;
 
 use crate::archive::{Archive, Episode};
-use crate::config::{Config, Streaming};
+use crate::config::{Config, StorageUrl, Streaming};
 use crate::error::{Error, Kind, Result};
 use crate::hash::HashKey;
 use crate::identity::{Cluster, Marker};
@@ -41,6 +41,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const ASK_INTERVAL: Duration = Duration::from_secs(30);
 /// One that ran so long had begun well.
 const GOOD_RUN: Duration = Duration::from_secs(60);
+/// Files that are archived before the receiver is looked after again.
+const MOST_AT_ONCE: usize = 16;
+const NO_ARCHIVE: &str = "Is the file system mounted? Give --begin where an archive is to begin.";
 const SHORT_WAIT: Duration = Duration::from_millis(50);
 
 /// Something that people should hear.
@@ -64,6 +67,8 @@ pub struct Streamer {
     psql: Tool,
     pulse: Arc<Pulse>,
     tell: Tell,
+    /// Whether it is remembered which archives were begun from here, on a file system that is mounted.
+    has_marker: bool,
     /// The secret of a cluster whose data directory is at hand, by its system identifier.
     hash_key: Option<(u64, HashKey)>,
 }
@@ -71,11 +76,25 @@ pub struct Streamer {
 impl Streamer {
     /// Takes the streaming directory and finds the programs; the server is not asked yet. Fails where a program is missing,
     /// or the directory another receiver's.
-    pub fn new(config: Config, streaming: Streaming, pulse: Arc<Pulse>, tell: Tell) -> Result<Self> {
+    ///
+    /// Where it lies in the archive itself nothing tells an archive that is to begin from a file system that is not mounted:
+    /// only with `begins` it is begun.
+    pub fn new(config: Config, streaming: Streaming, begins: bool, pulse: Arc<Pulse>, tell: Tell) -> Result<Self> {
         let receivewal = Tool::find("pg_receivewal", &streaming.path_prefix)?;
         let psql = Tool::find("psql", &streaming.path_prefix)?;
-        let folder = Folder::take(&streaming.directory, Mode::PRIVATE)?;
-        Ok(Streamer { config, streaming, folder, receivewal, psql, pulse, tell, hash_key: None })
+        let (storage, mode) = match &config.destination.storage {
+            StorageUrl::File { path, mode } => (Some(path.join(config.destination.server_name.to_string())), *mode),
+            StorageUrl::S3(_) => (None, Mode::PRIVATE),
+        };
+        let storage = storage.filter(|archive| streaming.directory.starts_with(archive) && !begins);
+        if let Some(archive) = storage.as_ref().filter(|archive| !archive.is_dir()) {
+            let shown = archive.display().to_string();
+            let message = format!("there is no archive at \"{shown}\"");
+            return Err(Error::new(Kind::Identity, shown, message).hint(NO_ARCHIVE));
+        }
+        let folder = Folder::take(&streaming.directory, mode)?;
+        let has_marker = storage.is_none();
+        Ok(Streamer { config, streaming, folder, receivewal, psql, pulse, tell, has_marker, hash_key: None })
     }
 
     /// The same with a data directory at hand, where one of the server's cluster is: without it nothing is encrypted.
@@ -145,6 +164,7 @@ impl Streamer {
         if let Some(slot) = &self.streaming.slot_name {
             self.confirm_slot(&primary, slot, true)?;
         }
+        self.folder.confirm_owner(server.system_identifier, server.segment_size)?;
         if let Some(mended) = self.folder.mend_partial(server.segment_size)? {
             (self.tell)(Note::Log(format!("\"{mended}\" was cut short by a crash and is received again")));
         }
@@ -154,8 +174,15 @@ impl Streamer {
             segment_size: server.segment_size,
             hash_key: self.hash_key.filter(|(cluster, _)| *cluster == server.system_identifier).map(|(_, key)| key),
         };
-        let marker = Marker::new(self.folder.marker_path());
-        let archive = Archive::new(self.config.clone(), cluster, Some(marker), Arc::clone(&self.pulse))?;
+        let marker = self.has_marker.then(|| Marker::new(self.folder.marker_path()));
+        let archive = Archive::new(self.config.clone(), cluster, marker, Arc::clone(&self.pulse))?;
+        // A storage that does not answer keeps nobody from receiving.
+        match archive.confirm_begun() {
+            Err(error) if error.kind() == Kind::Identity && (!self.has_marker || archive.has_identity()?) => {
+                return Err(error.hint(NO_ARCHIVE));
+            }
+            _ => {}
+        }
         archive.refuse_root_in_anothers()?;
         let tell = Arc::clone(&self.tell);
         let hear: Hear = Arc::new(move |line| tell(Note::Log(line.to_string())));
@@ -255,7 +282,8 @@ impl Archiving<'_> {
             }
         };
         let run = Queue::of_streaming_directory(folder.path()).and_then(|queue| {
-            let queue = queue.in_batches_of(streaming.batch_size);
+            let queue =
+                queue.in_batches_of(Some(streaming.batch_size.map_or(MOST_AT_ONCE, |files| files.min(MOST_AT_ONCE))));
             let archived = queue.archive(&self.archive, &mut each);
             let put = |path: &Path, reason| self.archive.set_aside(path, reason);
             archived.and(queue.set_refused_aside(Some(&put), &mut each))

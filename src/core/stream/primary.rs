@@ -62,9 +62,9 @@ impl<'a> Primary<'a> {
 
     /// What it says of itself over a replication connection.
     pub fn identify(&self) -> Result<Identified> {
-        let row = self.one("IDENTIFY_SYSTEM")?;
+        let row = self.one("IDENTIFY_SYSTEM", 4)?;
         let [major, segment_size] =
-            ["server_version_num", "wal_segment_size"].map(|name| self.one(&format!("SHOW {name}")));
+            ["server_version_num", "wal_segment_size"].map(|name| self.one(&format!("SHOW {name}"), 1));
         let (major, segment_size) = (major?, segment_size?);
         let identified = || {
             Some(Identified {
@@ -84,12 +84,12 @@ impl<'a> Primary<'a> {
         let query = format!(
             "SELECT restart_lsn, active, wal_status FROM pg_catalog.pg_replication_slots WHERE slot_name = '{name}' AND slot_type = 'physical'"
         );
-        let (rows, is_whole) = match self.ask(false, &query) {
+        let (rows, is_whole) = match self.ask(false, &query, 3) {
             Ok(rows) => (rows, true),
             // A row of NULLs stands for no slot here.
-            Err(_) => (self.ask(true, &format!("READ_REPLICATION_SLOT {name}"))?, false),
+            Err(_) => (self.ask(true, &format!("READ_REPLICATION_SLOT {name}"), 3)?, false),
         };
-        let Some(row) = rows.first().filter(|row| is_whole || text(row, 0).is_some()) else { return Ok(None) };
+        let Some(row) = rows.last().filter(|row| is_whole || text(row, 0).is_some()) else { return Ok(None) };
         let restart = text(row, if is_whole { 0 } else { 1 }).and_then(Lsn::parse);
         let known = |column| text(row, column).filter(|_| is_whole);
         Ok(Some(Slot {
@@ -101,22 +101,23 @@ impl<'a> Primary<'a> {
 
     /// Makes that slot; WAL is kept for it from now on.
     pub fn create_slot(&self, name: &str) -> Result<()> {
-        self.ask(true, &format!("CREATE_REPLICATION_SLOT {name} PHYSICAL RESERVE_WAL")).map(drop)
+        self.ask(true, &format!("CREATE_REPLICATION_SLOT {name} PHYSICAL RESERVE_WAL"), 4).map(drop)
     }
 
     /// Whether a commit waits for a receiver of that name: `synchronous_standby_names` holds the name, or a star (PostgreSQL
     /// manual, 20.6.2). Nothing where that cannot be known.
     pub fn is_synchronous(&self, name: &str) -> Option<bool> {
-        let row = self.one("SHOW synchronous_standby_names").ok()?;
+        let row = self.one("SHOW synchronous_standby_names", 1).ok()?;
         Some(names_standby(text(&row, 0).unwrap_or_default(), name))
     }
 
-    fn one(&self, command: &str) -> Result<Row> {
-        self.ask(true, command)?.into_iter().next().ok_or_else(|| senseless(command, &Vec::new()))
+    fn one(&self, command: &str, columns: usize) -> Result<Row> {
+        self.ask(true, command, columns)?.pop().ok_or_else(|| senseless(command, &Vec::new()))
     }
 
-    /// The rows that the server answers, over a replication connection or a plain one.
-    fn ask(&self, is_replication: bool, command: &str) -> Result<Vec<Row>> {
+    /// The rows of so many columns that the server answers, over a replication connection or a plain one. Warnings stand
+    /// before them among the lines, and are none.
+    fn ask(&self, is_replication: bool, command: &str, columns: usize) -> Result<Vec<Row>> {
         let conninfo = match is_replication {
             true => self.conninfo.with("replication", "true"),
             false => self.conninfo.with("fallback_application_name", "archiver"),
@@ -145,7 +146,9 @@ impl<'a> Primary<'a> {
         };
         let ended = run(text, &variables, &limit, &mut |line| lines.push(line.to_string()));
         match ended.map_err(|error| failed(format!("psql could not be run: {}", plain_cause(&error))))? {
-            Outcome::Ended(Exit::Code(0)) => Ok(lines.iter().map(|line| columns(line)).collect()),
+            Outcome::Ended(Exit::Code(0)) => {
+                Ok(lines.iter().map(|line| columns_of(line)).filter(|row| row.len() == columns).collect())
+            }
             Outcome::Ended(_) => Err(Complaint::of(&lines).error("could not ask the server for its WAL")),
             Outcome::Cut(Cut::TimedOut) => Err(failed(format!("it did not answer within {} s", PATIENCE.as_secs()))),
             Outcome::Cut(_) => Err(Error::new(Kind::Interrupted, "psql", "stopped before the server answered")),
@@ -176,7 +179,7 @@ fn names_standby(list: &str, name: &str) -> bool {
     found.iter().any(|it| it == "*" || it.eq_ignore_ascii_case(name))
 }
 
-fn columns(line: &str) -> Row {
+fn columns_of(line: &str) -> Row {
     line.split(SEPARATOR).map(|column| Some(column).filter(|text| *text != "\\N").map(str::to_string)).collect()
 }
 
@@ -217,7 +220,7 @@ mod tests {
 
     #[test]
     fn nothing_is_told_from_an_empty_column() {
-        assert_eq!(columns("0/3000000|t|\\N"), [Some("0/3000000".to_string()), Some("t".to_string()), None]);
-        assert_eq!(columns(""), [Some(String::new())]);
+        assert_eq!(columns_of("0/3000000|t|\\N"), [Some("0/3000000".to_string()), Some("t".to_string()), None]);
+        assert_eq!(columns_of(""), [Some(String::new())]);
     }
 }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 /// How long it may take to write what it has and end.
 const END_PATIENCE: Duration = Duration::from_secs(5);
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// Of what it says so many lines are kept, to tell why it ended.
 const KEPT_LINES: usize = 20;
@@ -79,7 +80,8 @@ impl Receiver {
 
     /// Why it ended, once it has.
     pub fn ended(&mut self) -> Option<Error> {
-        let status = self.child.try_wait().ok()??;
+        // Its end was taken by somebody else where there is an error: it has ended.
+        let status = self.child.try_wait().unwrap_or_else(|_| Some(ExitStatus::from_raw(0)))?;
         // All that it said, before that is judged.
         let deadline = Instant::now() + Duration::from_millis(500);
         while self.reader.as_ref().is_some_and(|reader| !reader.is_finished()) && Instant::now() < deadline {
@@ -104,7 +106,7 @@ impl Receiver {
 
     fn stop(&mut self) {
         let pid = Pid::from_raw(self.child.id().cast_signed());
-        let has_ended = |child: &mut Child| child.try_wait().is_ok_and(|status| status.is_some());
+        let has_ended = |child: &mut Child| child.try_wait().map_or(true, |status| status.is_some());
         let deadline = Instant::now() + END_PATIENCE;
         // Not reaped yet, so that the number is its own.
         if !has_ended(&mut self.child) {
@@ -115,7 +117,11 @@ impl Receiver {
         }
         if !has_ended(&mut self.child) {
             let _ = self.child.kill();
-            let _ = self.child.wait();
+        }
+        // One that hangs in the kernel dies when that lets it.
+        let deadline = Instant::now() + KILL_PATIENCE;
+        while !has_ended(&mut self.child) && Instant::now() < deadline {
+            sleep(LOOK_INTERVAL);
         }
     }
 }

@@ -39,6 +39,12 @@ pub struct SegmentName {
 }
 
 impl SegmentName {
+    /// What pg_receivewal goes on behind where it finds several: the position first, then the timeline (PostgreSQL,
+    /// pg_receivewal.c, `FindStreamingStart`).
+    pub fn streaming_order(self) -> (u32, u32, Timeline) {
+        (self.log, self.segment, self.timeline)
+    }
+
     /// The segment of `timeline` that holds `lsn`.
     pub fn containing(timeline: Timeline, lsn: Lsn, size: SegmentSize) -> Self {
         let number = lsn.0 / size.bytes();
