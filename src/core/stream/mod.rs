@@ -154,7 +154,8 @@ impl Streamer {
     fn receive(&self) -> Result<()> {
         let primary = self.primary();
         let server = primary.identify()?;
-        // An older one does not know this server's protocol, a newer one knows older servers' (receivelog.c, CheckServerVersionForStreaming).
+        // An older one does not know this server's protocol, a newer one knows older servers' (PostgreSQL, receivelog.c,
+        // `CheckServerVersionForStreaming`).
         if self.receivewal.major < server.major {
             let (path, ours, theirs) = (self.receivewal.path.display(), self.receivewal.major, server.major);
             let message = format!("\"{path}\" is of version {ours}, and the server of version {theirs}");
@@ -177,11 +178,14 @@ impl Streamer {
         let marker = self.has_marker.then(|| Marker::new(self.folder.marker_path()));
         let archive = Archive::new(self.config.clone(), cluster, marker, Arc::clone(&self.pulse))?;
         // A storage that does not answer keeps nobody from receiving.
-        match archive.confirm_begun() {
-            Err(error) if error.kind() == Kind::Identity && (!self.has_marker || archive.has_identity()?) => {
-                return Err(error.hint(NO_ARCHIVE));
+        if let Err(error) = archive.confirm_begun()
+            && error.kind() == Kind::Identity
+        {
+            match archive.has_identity()? {
+                true => return Err(error),
+                false if !self.has_marker => return Err(error.hint(NO_ARCHIVE)),
+                false => {}
             }
-            _ => {}
         }
         archive.refuse_root_in_anothers()?;
         let tell = Arc::clone(&self.tell);
