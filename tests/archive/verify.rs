@@ -1,6 +1,6 @@
 //! Whether what lies in an archive is what was archived.
 
-use archiver_core::codec::Compression;
+use archiver_core::codec::{self, Compression};
 use archiver_core::config::Setting;
 use archiver_core::error::Kind;
 use archiver_core::listing::Range;
@@ -11,7 +11,8 @@ use archiver_tests::gpg::Gpg;
 use archiver_tests::harm::{self, Harm, change, flip_bit, judged, new_seed, remove, segments_in, verdicts};
 use archiver_tests::{PAGE_BYTES, Site, archive_file, compressed, eventually, wal_name};
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::ops::ControlFlow;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
@@ -123,7 +124,16 @@ fn a_flipped_bit_is_damage_in_every_format() {
         let site = Site::new().with(Setting::Compression, compression.name());
         let file = site.offer_segment(1);
         archive_file(&site.archive(), &file).unwrap();
-        change(&site.place(), &file.name, |bytes| flip_bit(bytes, new_seed()));
+        let seed = new_seed();
+        println!("seed {seed}, {}", compression.name());
+        change(&site.place(), &file.name, |bytes| flip_bit(bytes, seed));
+        // A few bits of some formats mean nothing: the time in a gzip header, what fills the last byte of bzip2.
+        let (mut plain, stored) = (Vec::new(), File::open(site.stored(&file.name)).unwrap());
+        let read = codec::decode(stored, 1 << 30).and_then(|mut decoder| decoder.plain.read_to_end(&mut plain));
+        if compression != Compression::None && read.is_ok() && plain == site.content(&file.name) {
+            assert_verdict(&site, &file.name, State::Ok, "");
+            continue;
+        }
         assert_verdict(&site, &file.name, State::Damaged, "is damaged: ");
         // Only what was noted tells of data that nothing protects.
         if compression == Compression::None {
