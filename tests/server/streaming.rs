@@ -654,3 +654,16 @@ fn a_missing_archive_and_another_servers_wal_are_refused_before_anything_is_rece
     assert!(text(&output.stderr).contains("there is no archive at"), "{}", text(&output.stderr));
     assert!(paths(&host.path("archive")).is_empty());
 }
+
+#[test]
+fn hooks_run_around_what_was_received_and_are_heard() {
+    let (primary, host) = (primary(), Host::with_slot());
+    let mut command = host.command(&primary);
+    command.env("ARCHIVER_POST_ARCHIVE_SCRIPT", "echo seen $BARMAN_SEGMENT");
+    let running = host.spawn(command);
+    running.wait_for_receivewal();
+    let names = write(&primary, 2);
+    host.wait_for(&names);
+    running.wait_to_hear(&format!("seen {}", names[0]));
+    assert_eq!(running.stop(), 0);
+}

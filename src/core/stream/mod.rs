@@ -19,6 +19,7 @@ use crate::archive::{Archive, Episode};
 use crate::config::{Config, StorageUrl, Streaming};
 use crate::error::{Error, Kind, Result};
 use crate::hash::HashKey;
+use crate::hooks::Say;
 use crate::identity::{Cluster, Marker};
 use crate::incoming::{Outcome, Queue};
 use crate::mode::Mode;
@@ -26,7 +27,7 @@ use crate::pulse::Pulse;
 use crate::report::Report;
 use crate::wal::SegmentName;
 use receiver::Receiver;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -71,6 +72,8 @@ pub struct Streamer {
     has_marker: bool,
     /// The secret of a cluster whose data directory is at hand, by its system identifier.
     hash_key: Option<(u64, HashKey)>,
+    /// What hooks are told of as the server's configuration, where there is one.
+    configuration_file: Option<PathBuf>,
 }
 
 impl Streamer {
@@ -94,12 +97,29 @@ impl Streamer {
         }
         let folder = Folder::take(&streaming.directory, mode)?;
         let has_marker = storage.is_none();
-        Ok(Streamer { config, streaming, folder, receivewal, psql, pulse, tell, has_marker, hash_key: None })
+        Ok(Streamer {
+            config,
+            streaming,
+            folder,
+            receivewal,
+            psql,
+            pulse,
+            tell,
+            has_marker,
+            hash_key: None,
+            configuration_file: None,
+        })
     }
 
     /// The same with a data directory at hand, where one of the server's cluster is: without it nothing is encrypted.
     pub fn with_hash_key(mut self, system_identifier: Option<u64>, hash_key: Option<HashKey>) -> Self {
         self.hash_key = system_identifier.zip(hash_key);
+        self
+    }
+
+    /// The same with hooks that are told of that configuration file.
+    pub fn with_configuration_file(mut self, path: Option<PathBuf>) -> Self {
+        self.configuration_file = path;
         self
     }
 
@@ -188,6 +208,14 @@ impl Streamer {
             }
         }
         archive.refuse_root_in_anothers()?;
+        let tell = Arc::clone(&self.tell);
+        let say: Say = Arc::new(move |note| {
+            tell(match note.is_trouble {
+                true => Note::Warning(Report { message: note.message, detail: None, hint: None }),
+                false => Note::Log(note.message),
+            });
+        });
+        let archive = archive.with_hooks_of(self.configuration_file.as_deref(), say);
         let tell = Arc::clone(&self.tell);
         let hear: Hear = Arc::new(move |line| tell(Note::Log(line.to_string())));
         let is_synchronous = primary.is_synchronous(&self.streaming.archiver_name).unwrap_or(false);
