@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::identity::{Marker, foreign_archive, vanished_archive};
 use crate::owner::Owner;
 use crate::place::{Place, Records};
+use crate::process::find_program;
 use crate::pulse::Pulse;
 use crate::queue::{self, Summary};
 use crate::set_aside;
@@ -97,7 +98,7 @@ pub fn compression(config: &Config) -> Row {
     let (name, format) = ("compression", config.compression.name());
     match &config.compressor {
         Compressor::BuiltIn => {}
-        Compressor::Pigz if !is_in_path("pigz") => {
+        Compressor::Pigz if find_program("pigz", &[], &std::env::var_os("PATH").unwrap_or_default()).is_none() => {
             let hint = "Install pigz, or set archiver.compression to gzip, which is the same format.";
             return Row::failed(name, "there is no program pigz in the PATH of this process", hint);
         }
@@ -236,11 +237,6 @@ fn looks_like_credential(text: &str) -> bool {
         }
     }
     false
-}
-
-fn is_in_path(program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| access(&folder.join(program), AccessFlags::X_OK).is_ok())
 }
 
 /// The files that wait in `pg_wal`, judged by the limit that was set, or by how long the oldest waits.

@@ -11,7 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{Pid, pipe2, read};
+use nix::unistd::{AccessFlags, Pid, access, pipe2, read};
 use std::cell::Cell;
 use std::ffi::{CString, OsStr};
 use std::fmt::{self, Display, Formatter};
@@ -19,6 +19,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
@@ -144,6 +145,14 @@ impl<'a> Limit<'a> {
             sleep(left.min(LOOK_INTERVAL));
         }
     }
+}
+
+/// The program of that name in the first of `directories`, or of those of `path` (as PATH is written), that has one.
+pub fn find_program(name: &str, directories: &[PathBuf], path: &OsStr) -> Option<PathBuf> {
+    // A relative directory of PATH means another one in each process.
+    let of_path = std::env::split_paths(path).filter(|directory| directory.is_absolute());
+    let is_program = |path: &PathBuf| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
+    directories.iter().cloned().chain(of_path).map(|directory| directory.join(name)).find(is_program)
 }
 
 /// Runs `text` by the shell, with `variables` on top of this process's environment, without input. Each line that it
@@ -330,6 +339,12 @@ pub fn is_readable(pipe: &OwnedFd, timeout: Duration) -> io::Result<bool> {
     }
 }
 
+/// A line that a program wrote, fit for a log.
+pub fn shown(line: &[u8]) -> String {
+    let shown = |letter: char| if letter.is_control() { ' ' } else { letter };
+    String::from_utf8_lossy(line).trim_end().chars().map(shown).collect()
+}
+
 /// Parts what a program writes into lines fit for a log.
 struct Lines<'a> {
     each: &'a mut dyn FnMut(&str),
@@ -373,8 +388,7 @@ impl<'a> Lines<'a> {
             self.untold += 1;
         } else {
             self.told += 1;
-            let shown = |c: char| if c.is_control() { ' ' } else { c };
-            let mut text: String = String::from_utf8_lossy(&self.line).trim_end().chars().map(shown).collect();
+            let mut text = shown(&self.line);
             if self.is_cut {
                 text.push('…');
             }

@@ -4,7 +4,7 @@ use super::complaint::Complaint;
 use super::tools::Tool;
 use crate::config::Streaming;
 use crate::error::{Error, Kind};
-use crate::process::Exit;
+use crate::process::{Exit, shown};
 use crate::sys;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -61,8 +61,7 @@ impl Receiver {
             let mut output = BufReader::new(output);
             let mut line = Vec::new();
             while matches!(output.by_ref().take(MOST_LINE_BYTES).read_until(b'\n', &mut line), Ok(count) if count > 0) {
-                let shown = |letter: char| if letter.is_control() { ' ' } else { letter };
-                let text: String = String::from_utf8_lossy(&line).trim_end().chars().map(shown).collect();
+                let text = shown(&line);
                 line.clear();
                 hear(&text);
                 let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,10 +1,15 @@
 //! PostgreSQL's own client programs: where they are, and of which version.
 
 use crate::error::{Error, Kind, Result, plain_cause};
+use crate::process::{Limit, find_program, run};
+use crate::pulse::Pulse;
 use std::ffi::OsStr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+/// For an answer that takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A program that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +24,7 @@ impl Tool {
     /// Finds the program `name`, in the directories of `prefix` before those of PATH, and asks for its version.
     pub fn find(name: &str, prefix: &[PathBuf]) -> Result<Self> {
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let path = locate(name, prefix, &path).ok_or_else(|| {
+        let path = find_program(name, prefix, &path).ok_or_else(|| {
             Error::new(Kind::Configuration, name, format!("could not find the program {name}"))
                 .detail(format!(
                     "It is in none of the directories of archiver.path_prefix and PATH: {}.",
@@ -31,19 +36,19 @@ impl Tool {
             let message = format!("could not ask \"{}\" for its version: {cause}", path.display());
             Error::new(Kind::Configuration, path.display().to_string(), message)
         };
-        let output = Command::new(&path).arg("--version").stdin(Stdio::null()).output();
-        let output = output.map_err(|error| failed(&plain_cause(&error)))?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        let major = major_of(&said).ok_or_else(|| failed(&format!("it says \"{}\"", said.trim())))?;
+        let (pulse, is_cancelled, mut said) = (Pulse::new(), AtomicBool::new(false), Vec::new());
+        let variables = [("ARCHIVER_TOOL", path.display().to_string())];
+        let ended = run(
+            r#"exec "$ARCHIVER_TOOL" --version"#,
+            &variables,
+            &Limit::new(PATIENCE, &pulse, &is_cancelled),
+            &mut |line| said.push(line.to_string()),
+        );
+        ended.map_err(|error| failed(&plain_cause(&error)))?;
+        let major = said.iter().find_map(|line| major_of(line));
+        let major = major.ok_or_else(|| failed(&format!("it says \"{}\"", said.join(" "))))?;
         Ok(Tool { path, major })
     }
-}
-
-fn locate(name: &str, prefix: &[PathBuf], path: &OsStr) -> Option<PathBuf> {
-    let is_program =
-        |path: &PathBuf| path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0);
-    let directories = prefix.iter().cloned().chain(std::env::split_paths(path).filter(|path| path.is_absolute()));
-    directories.map(|directory| directory.join(name)).find(is_program)
 }
 
 fn shown(prefix: &[PathBuf], path: &OsStr) -> String {
@@ -62,6 +67,7 @@ fn major_of(version: &str) -> Option<u32> {
 mod tests {
     use super::*;
     use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn versions_are_read_as_the_programs_tell_them() {
@@ -85,7 +91,7 @@ mod tests {
             Tool::find("pg_receivewal", &prefix).unwrap(),
             Tool { path: second.join("pg_receivewal"), major: 9 }
         );
-        assert_eq!(locate("pg_receivewal", &[], first.as_os_str()), None);
+        assert_eq!(find_program("pg_receivewal", &[], first.as_os_str()), None);
         let error = Tool::find("no-such-program", &prefix).unwrap_err();
         assert_eq!(error.message(), "could not find the program no-such-program");
     }
