@@ -8,6 +8,7 @@ use crate::regular_file::{self, Links};
 use crate::stamp::Stamp;
 use crate::store::{Attributes, Body, Put};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use std::time::SystemTime;
@@ -128,11 +129,11 @@ pub fn put(place: &Place, recipients: Option<&Recipients>, path: &Path, reason: 
     let readers = recipients.map(|recipients| recipients.readers(SystemTime::now())).transpose()?;
     let seed = Seed::random();
     let mut stream = |out: &mut dyn Write| {
-        let mut plain = &file;
-        plain.rewind()?;
+        (&file).rewind()?;
+        let plain = Plain { file: &file, path }.take(stamp.size());
         match &readers {
-            Some(readers) => crypt::encrypt(readers, &seed, plain.take(stamp.size()), &mut *out)?,
-            None => drop(io::copy(&mut plain.take(stamp.size()), out)?),
+            Some(readers) => crypt::encrypt(readers, &seed, plain, &mut *out)?,
+            None => drop(io::copy(&mut { plain }, out)?),
         }
         let is_whole = (&file).stream_position()? == stamp.size() && Stamp::of(&file.metadata()?) == stamp;
         let changed = || {
@@ -154,6 +155,20 @@ pub fn put(place: &Place, recipients: Option<&Recipients>, path: &Path, reason: 
     }
     let location = place.store.location(&place.layout.errors_folder());
     Err(Error::new(Kind::Storage, location.clone(), format!("too many files of one name lie in \"{location}\"")))
+}
+
+/// A file that is copied: its failures are its own, not those of the storage that it goes to.
+struct Plain<'a> {
+    file: &'a File,
+    path: &'a Path,
+}
+
+impl Read for Plain<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut file = self.file;
+        let failed = |error: &io::Error| Error::io("read file", self.path, error).of_kind(Kind::Source);
+        file.read(buffer).map_err(|error| io::Error::other(failed(&error)))
+    }
 }
 
 /// The name of a file that may be anybody's, as part of a key: what cannot be shown or listed is replaced, and it leaves
