@@ -106,24 +106,19 @@ fn recorded(place: &Place) -> Result<BTreeSet<WalName>> {
 /// More damaged segments than this are no archive to tell anything by.
 const MOST_SAMPLES: usize = 64;
 
-/// The size of the archive's segments, by what was noted of some of them, else by the first page of one.
+/// The size of the archive's segments, as one of `samples` tells it, or what is noted of one that is lost.
 fn segment_size_of(place: &Place, samples: &[(WalName, String)], lost: &BTreeSet<WalName>) -> Result<SegmentSize> {
+    for (name, key) in samples {
+        if let Some(size) = place.size_of_segment(name, key)? {
+            return Ok(size);
+        }
+    }
     if let Some(records) = &place.records {
-        let names = samples.iter().map(|(name, _)| name).chain(lost.iter().filter(|name| name.is_wal()));
-        for name in names.take(MOST_SAMPLES) {
+        for name in lost.iter().filter(|name| name.is_wal()).take(MOST_SAMPLES) {
             let sum = records.find_sum(&place.layout, name)?;
             if let Some(size) = sum.and_then(|sum| SegmentSize::new(sum.noted.size)) {
                 return Ok(size);
             }
-        }
-    }
-    for (_, key) in samples {
-        let content = place.store.head(key)?.and_then(|meta| meta.content);
-        if let Some(size) = content.and_then(|content| SegmentSize::new(content.size)) {
-            return Ok(size);
-        }
-        if let Some(header) = place.page_header(key)? {
-            return Ok(header.segment_size);
         }
     }
     let location = place.location();

@@ -5,6 +5,7 @@ use crate::listing::{Range, each_name};
 use crate::place::Place;
 use crate::pulse::Pulse;
 use crate::restore::{damaged, receive};
+use crate::store::Object;
 use crate::wal::{History, Lsn, Timeline, WalName};
 use std::collections::BTreeMap;
 
@@ -30,7 +31,7 @@ impl Lineage {
         let histories = Range { from: None, to: Some(WalName::History(Timeline(u32::MAX))) };
         each_name(place, &histories, |name, listed| {
             pulse.go_on()?;
-            match read_history(place, &name, &listed.key) {
+            match history_at(place, &name, &listed.key) {
                 Ok(Some(history)) => lineage.add(name.timeline(), &history),
                 Ok(None) => {}
                 Err(error) if error.kind() == Kind::Damaged => broken.push((name, error)),
@@ -71,16 +72,26 @@ impl Lineage {
     }
 }
 
+/// The history of that timeline; nothing where the archive has none.
+pub fn history(place: &Place, timeline: Timeline) -> Result<Option<History>> {
+    let name = WalName::History(timeline);
+    let Some((stored, object)) = place.open_wal(&name)? else { return Ok(None) };
+    parse(place, &name, object, &place.store.location(&stored.key)).map(Some)
+}
+
 /// The history in that file; nothing where it is gone.
-fn read_history(place: &Place, name: &WalName, key: &str) -> Result<Option<History>> {
+fn history_at(place: &Place, name: &WalName, key: &str) -> Result<Option<History>> {
     let Some(object) = place.store.get(key)? else { return Ok(None) };
-    let location = place.store.location(key);
+    parse(place, name, object, &place.store.location(key)).map(Some)
+}
+
+fn parse(place: &Place, name: &WalName, object: Object, location: &str) -> Result<History> {
     let mut text = Vec::new();
-    receive(place, name, None, object, &location, &mut |bytes| {
+    receive(place, name, None, object, location, &mut |bytes| {
         text.extend_from_slice(bytes);
         Ok(())
     })?;
-    History::parse(&text, name.timeline()).map(Some).map_err(|bad| damaged(&location, bad))
+    History::parse(&text, name.timeline()).map_err(|bad| damaged(location, bad))
 }
 
 #[cfg(test)]

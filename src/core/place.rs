@@ -15,7 +15,7 @@ use crate::pulse::Pulse;
 use crate::store::s3::{Patience, S3Store};
 use crate::store::{Listed, LocalStore, Meta, Object, Store};
 use crate::sums::{self, Sum};
-use crate::wal::{LongPageHeader, WalName};
+use crate::wal::{LongPageHeader, SegmentSize, WalName};
 use nix::unistd::geteuid;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -317,6 +317,30 @@ impl Place {
         let mut head = [0; LongPageHeader::LENGTH];
         let read = self.decode(object.body, u64::MAX).and_then(|mut decoder| decoder.plain.read_exact(&mut head));
         Ok(read.ok().and_then(|()| LongPageHeader::parse(&head).ok()))
+    }
+
+    /// The size of segments as a stored one tells it, or what is noted of that; nothing where neither does. What the storage
+    /// fails with is an error: another segment would tell no more.
+    pub fn size_of_segment(&self, name: &WalName, key: &str) -> Result<Option<SegmentSize>> {
+        let Some(object) = self.store.get(key)? else { return Ok(None) };
+        if let Some(content) = object.meta.content {
+            return Ok(SegmentSize::new(content.size));
+        }
+        let mut head = [0; LongPageHeader::LENGTH];
+        let read = self.decode(object.body, u64::MAX).and_then(|mut decoder| decoder.plain.read_exact(&mut head));
+        match read {
+            Ok(()) => {
+                if let Ok(header) = LongPageHeader::parse(&head) {
+                    return Ok(Some(header.segment_size));
+                }
+            }
+            Err(error) if error.raw_os_error().is_some() => {
+                return Err(Error::io("read file", Path::new(&self.store.location(key)), &error));
+            }
+            Err(_) => {}
+        }
+        let Some(records) = &self.records else { return Ok(None) };
+        Ok(records.find_sum(&self.layout, name)?.and_then(|sum| SegmentSize::new(sum.noted.size)))
     }
 
     /// Every object of that name in cloud storage.

@@ -17,20 +17,18 @@ pub use horizon::{BadBound, Bound, Fork, Horizon, Keep, Reach};
 pub use settle::Settled;
 
 use crate::codec::Compression;
-use crate::error::{Error, Kind, Result, plain_cause};
+use crate::error::{Error, Kind, Result};
 use crate::layout::Format;
+use crate::lineage;
 use crate::listing::{Recorded, stored_format};
 use crate::place::Place;
 use crate::pulse::Pulse;
 use crate::store::Listed;
-use crate::wal::{History, LongPageHeader, SegmentName, SegmentSize, Timeline, WalName};
-use std::io::Read;
+use crate::wal::{History, SegmentName, SegmentSize, Timeline, WalName};
 use std::time::SystemTime;
 
 /// Files named at once: what a store takes in one request.
 const PAGE: usize = 1000;
-/// Far beyond any history file.
-const LONGEST_HISTORY: u64 = 1 << 20;
 /// More segments than this in a row that tell nothing are not worth looking on.
 const MOST_SEGMENTS: usize = 64;
 
@@ -248,7 +246,13 @@ impl<'a> Deletion<'a> {
         if timeline.0 <= 1 {
             return Ok(History::default());
         }
-        if let Some(history) = stored_history(self.place, timeline)? {
+        let stored = lineage::history(self.place, timeline).map_err(|error| match error.kind() {
+            Kind::Damaged => {
+                error.hint("Nothing was deleted: which timelines belong together cannot be told without it.")
+            }
+            _ => error,
+        })?;
+        if let Some(history) = stored {
             return Ok(history);
         }
         let is_older = |name: &WalName| name.segment().is_some_and(|segment| segment.timeline < timeline);
@@ -281,24 +285,6 @@ fn no_such_segment(bound: &Bound, size: SegmentSize) -> Error {
     Error::new(Kind::Configuration, bound.to_string(), message)
 }
 
-/// The history file of that timeline, read; nothing where the archive has none.
-fn stored_history(place: &Place, timeline: Timeline) -> Result<Option<History>> {
-    let Some((stored, object)) = place.open_wal(&WalName::History(timeline))? else { return Ok(None) };
-    let mut text = Vec::new();
-    let read = place.decode(object.body, LONGEST_HISTORY).and_then(|decoder| {
-        let mut plain = decoder.plain;
-        plain.read_to_end(&mut text)
-    });
-    let location = place.store.location(&stored.key);
-    let hint = "Nothing was deleted: which timelines belong together cannot be told without it.";
-    read.map_err(|error| Error::of_stored_copy(&location, &error, hint))?;
-    let history = History::parse(&text, timeline).map_err(|cause| {
-        let message = format!("the history file \"{location}\" cannot be understood: {cause}");
-        Error::new(Kind::Damaged, location.clone(), message).hint(hint)
-    })?;
-    Ok(Some(history))
-}
-
 /// The stored files that belong to one segment.
 fn names_in_segment(place: &Place, segment: SegmentName) -> Result<Vec<WalName>> {
     let mut after = place.layout.wal_key(&WalName::Segment(segment), Compression::None);
@@ -325,7 +311,7 @@ fn segment_size(place: &Place) -> Result<Option<SegmentSize>> {
         let Some((_, last)) = page.last() else { break };
         after = Some(last.key.clone());
         for (name, listed) in page.iter().filter(|(name, _)| matches!(name, WalName::Segment(_))) {
-            if let Some(size) = size_of_segment(place, name, &listed.key)? {
+            if let Some(size) = place.size_of_segment(name, &listed.key)? {
                 return Ok(Some(size));
             }
             asked += 1;
@@ -347,29 +333,4 @@ fn segment_size(place: &Place) -> Result<Option<SegmentSize>> {
             .hint("Name the data directory of their cluster with -D."));
     }
     Ok(noted)
-}
-
-/// What a stored segment, or what is noted of it, says of its size.
-fn size_of_segment(place: &Place, name: &WalName, key: &str) -> Result<Option<SegmentSize>> {
-    let Some(object) = place.store.get(key)? else { return Ok(None) };
-    if let Some(content) = object.meta.content {
-        return Ok(SegmentSize::new(content.size));
-    }
-    let mut head = [0; LongPageHeader::LENGTH];
-    let read = place.decode(object.body, u64::MAX).and_then(|mut decoder| decoder.plain.read_exact(&mut head));
-    match read {
-        Ok(()) => {
-            if let Ok(header) = LongPageHeader::parse(&head) {
-                return Ok(Some(header.segment_size));
-            }
-        }
-        Err(error) if error.raw_os_error().is_some() => {
-            let location = place.store.location(key);
-            let message = format!("could not read \"{location}\": {}", plain_cause(&error));
-            return Err(Error::new(Kind::Storage, location, message));
-        }
-        Err(_) => {}
-    }
-    let Some(records) = &place.records else { return Ok(None) };
-    Ok(records.find_sum(&place.layout, name)?.and_then(|sum| SegmentSize::new(sum.noted.size)))
 }
