@@ -71,6 +71,7 @@ impl Arguments {
             (Setting::StreamingArchiverBatchSize, Command::ReceiveWal(receive)) => {
                 &receive.streaming_archiver_batch_size
             }
+            (Setting::StreamingPartialInterval, Command::ReceiveWal(receive)) => &receive.streaming_partial_interval,
             (Setting::PathPrefix, Command::ReceiveWal(receive)) => &receive.path_prefix,
             _ => &None,
         };
@@ -449,6 +450,10 @@ pub struct ReceiveWal {
     /// Received files that are archived in one run; 0 means all
     #[arg(long, value_name = "NUMBER")]
     pub streaming_archiver_batch_size: Option<String>,
+
+    /// How often what was received of the current segment is put into the storage; 0 means never
+    #[arg(long, value_name = "TIME")]
+    pub streaming_partial_interval: Option<String>,
 
     /// Directories to look for pg_receivewal and psql in before those of PATH
     #[arg(long, value_name = "DIRS")]

@@ -2,6 +2,7 @@
 
 use crate::codec::Compression;
 use crate::crypt::Encryption;
+use crate::part::Part;
 use crate::wal::{Timeline, WalName};
 use std::fmt;
 
@@ -88,33 +89,53 @@ impl Layout {
 
     /// The object of a WAL file that is stored in that format.
     pub fn wal_key(&self, name: &WalName, format: impl Into<Format>) -> String {
-        let Format { compression, encryption } = format.into();
-        let suffixes = match self.naming {
-            Naming::Plain => ["", ""],
-            Naming::Suffixed => [compression.suffix(), encryption.suffix()],
+        format!("{}/{name}{}", self.wal_folder(name), self.suffix(format.into()))
+    }
+
+    /// The folder of parts of segments that are being received. Barman does not know it, and looks for no WAL there.
+    pub fn parts_folder(&self) -> String {
+        format!("{}/partial", self.server_name)
+    }
+
+    /// The object of a part that is stored in that format.
+    pub fn part_key(&self, part: &Part, format: impl Into<Format>) -> String {
+        format!("{}/{part}{}", self.parts_folder(), self.suffix(format.into()))
+    }
+
+    /// The part that an object is; nothing for any other object.
+    pub fn part(&self, key: &str) -> Option<Part> {
+        let (name, format) = self.split_format(key.rsplit('/').next()?);
+        let part = Part::parse(name)?;
+        (self.part_key(&part, format.unwrap_or(Compression::None.into())) == key).then_some(part)
+    }
+
+    fn suffix(&self, format: Format) -> String {
+        match self.naming {
+            Naming::Plain => String::new(),
+            Naming::Suffixed => [format.compression.suffix(), format.encryption.suffix()].concat(),
+        }
+    }
+
+    /// A name without the suffixes of its format, and that, where names tell.
+    fn split_format<'a>(&self, name: &'a str) -> (&'a str, Option<Format>) {
+        if self.naming == Naming::Plain {
+            return (name, None);
+        }
+        let (rest, encryption) = match name.strip_suffix(Encryption::OpenPgp.suffix()) {
+            Some(rest) => (rest, Encryption::OpenPgp),
+            None => (name, Encryption::None),
         };
-        format!("{}/{name}{}", self.wal_folder(name), suffixes.concat())
+        let by_suffix = |compression: Compression| {
+            let name = rest.strip_suffix(compression.suffix()).filter(|_| compression != Compression::None)?;
+            Some((name, compression))
+        };
+        let (name, compression) = Compression::ALL.into_iter().find_map(by_suffix).unwrap_or((rest, Compression::None));
+        (name, Some(Format { compression, encryption }))
     }
 
     /// The WAL file that an object is, with its format where names tell; nothing for any other object.
     pub fn wal_name(&self, key: &str) -> Option<(WalName, Option<Format>)> {
-        let last = key.rsplit('/').next()?;
-        let (name, format) = match self.naming {
-            Naming::Plain => (last, None),
-            Naming::Suffixed => {
-                let (rest, encryption) = match last.strip_suffix(Encryption::OpenPgp.suffix()) {
-                    Some(rest) => (rest, Encryption::OpenPgp),
-                    None => (last, Encryption::None),
-                };
-                let by_suffix = |compression: Compression| {
-                    let name = rest.strip_suffix(compression.suffix()).filter(|_| compression != Compression::None)?;
-                    Some((name, compression))
-                };
-                let (name, compression) =
-                    Compression::ALL.into_iter().find_map(by_suffix).unwrap_or((rest, Compression::None));
-                (name, Some(Format { compression, encryption }))
-            }
-        };
+        let (name, format) = self.split_format(key.rsplit('/').next()?);
         let name = WalName::parse(name).ok()?;
         (self.wal_key(&name, format.unwrap_or(Compression::None.into())) == key).then_some((name, format))
     }
@@ -235,6 +256,27 @@ mod tests {
             assert_eq!(cloud.wal_name(&format!("{segment}{foreign}")), None, "{foreign}");
         }
         assert_eq!(layout().wal_name(&format!("{segment}.zst")), None);
+    }
+
+    #[test]
+    fn parts_lie_beside_the_wal_files_and_are_none() {
+        let part = Part::parse("000000010000000200000042.8192").unwrap();
+        for (naming, key) in [
+            (Naming::Plain, "main/partial/000000010000000200000042.8192"),
+            (Naming::Suffixed, "main/partial/000000010000000200000042.8192.zst"),
+        ] {
+            let layout = Layout { naming, ..layout() };
+            assert_eq!(layout.part_key(&part, Compression::Zstd), key);
+            assert_eq!(layout.part(key), Some(part));
+            assert_eq!(layout.wal_name(key), None);
+        }
+        for other in [
+            "main/partial/x",
+            "main/wals/000000010000000200000042.8192",
+            "main/partial/a/000000010000000200000042.8192",
+        ] {
+            assert_eq!(layout().part(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The WAL archiver without PostgreSQL.
 //!
 //! ```text
-//! wal  codec  crypt  mode  hash  error    leaves: no I/O but the keys of crypt, no settings, no clock, no threads
+//! wal  part  codec  crypt  mode  hash  error    leaves: no I/O but the keys of crypt, no settings, no clock, no threads
 //!   \     |       |
 //!    layout     config       config knows only the enums of the leaves
 //!        \       /
@@ -45,6 +45,7 @@ pub mod lineage;
 pub mod listing;
 pub mod mode;
 pub mod owner;
+pub mod part;
 pub mod place;
 pub mod process;
 pub mod pulse;

@@ -11,11 +11,12 @@ use crate::hash::{Hash, HashKey};
 use crate::identity::{Identity, MAX_IDENTITY_BYTES, foreign_archive};
 use crate::layout::{Format, Layout, Naming};
 use crate::mode::Mode;
+use crate::part::Part;
 use crate::pulse::Pulse;
 use crate::store::s3::{Patience, S3Store};
 use crate::store::{Listed, LocalStore, Meta, Object, Store};
 use crate::sums::{self, Sum};
-use crate::wal::{LongPageHeader, SegmentSize, WalName};
+use crate::wal::{LongPageHeader, SegmentName, SegmentSize, WalName};
 use nix::unistd::geteuid;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -341,6 +342,45 @@ impl Place {
         }
         let Some(records) = &self.records else { return Ok(None) };
         Ok(records.find_sum(&self.layout, name)?.and_then(|sum| SegmentSize::new(sum.noted.size)))
+    }
+
+    /// The parts of that segment, or of any, that are kept: in order.
+    pub fn parts(&self, of: Option<SegmentName>) -> Result<Vec<Part>> {
+        let mut parts: Vec<Part> = self.part_objects(of)?.into_iter().map(|(part, _)| part).collect();
+        parts.dedup();
+        Ok(parts)
+    }
+
+    /// The objects of that part, in whatever formats.
+    pub fn part_keys(&self, part: &Part) -> Result<Vec<String>> {
+        let objects = self.part_objects(Some(part.segment))?;
+        Ok(objects.into_iter().filter(|(one, _)| one == part).map(|(_, key)| key).collect())
+    }
+
+    /// Parts with their objects, in order.
+    fn part_objects(&self, of: Option<SegmentName>) -> Result<Vec<(Part, String)>> {
+        const PAGE: usize = 1000;
+        let folder = self.layout.parts_folder();
+        // All keys that begin with the name lie behind this one.
+        let mut after = of.map(|segment| format!("{folder}/{segment}"));
+        let mut found = Vec::new();
+        loop {
+            let page = self.store.list(&folder, after.as_deref(), PAGE)?;
+            let is_last = page.len() < PAGE;
+            after = page.last().map(|listed| listed.key.clone());
+            let parts = page.into_iter().filter_map(|listed| Some((self.layout.part(&listed.key)?, listed.key)));
+            let mut has_passed = false;
+            for (part, key) in parts {
+                match of {
+                    Some(segment) if part.segment != segment => has_passed = true,
+                    _ => found.push((part, key)),
+                }
+            }
+            if is_last || has_passed {
+                found.sort_unstable();
+                return Ok(found);
+            }
+        }
     }
 
     /// Every object of that name in cloud storage.

@@ -15,6 +15,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::SystemTime;
 
 /// Below the data directory. pg_basebackup and pg_rewind leave pg_stat_tmp out.
 pub const STATE_FILE: &str = "pg_stat_tmp/archiver.state";
@@ -97,8 +98,19 @@ pub struct Refused {
     pub location: String,
 }
 
+/// A time in microseconds since the Unix epoch.
+pub fn unix_us(time: SystemTime) -> i64 {
+    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Whether SQL can show that time: up to the year 9999.
+pub(crate) fn is_time(us: i64) -> bool {
+    (0..253_402_300_800_000_000).contains(&us)
+}
+
 /// The first part of a text that may be long.
-fn bounded(text: &str) -> String {
+pub(crate) fn bounded(text: &str) -> String {
     text.chars().filter(|c| *c != '\0').take(MOST_TEXT_CHARACTERS).collect()
 }
 
@@ -194,7 +206,6 @@ impl State {
             self.retries,
             self.failed_attempts,
         ];
-        // Up to the year 9999.
         let refused_since = self.refused.iter().map(|refused| Some(refused.since_us));
         let times =
             [Some(self.stats_since_us), Some(self.server_started_us), self.failing_since_us, self.last_error_us];
@@ -203,7 +214,7 @@ impl State {
             self.refused.iter().flat_map(|refused| [&refused.name, &refused.detail, &refused.location].map(Some));
         let texts = [self.last_error.as_ref(), self.last_error_hint.as_ref()].into_iter().chain(files).chain(refused);
         counts.iter().all(|&count| i64::try_from(count).is_ok())
-            && times.into_iter().chain(refused_since).flatten().all(|us| (0..253_402_300_800_000_000).contains(&us))
+            && times.into_iter().chain(refused_since).flatten().all(is_time)
             && texts.flatten().all(|text| !text.contains('\0'))
             && [self.put_ms_p50, self.put_ms_p99].into_iter().flatten().all(f64::is_finite)
     }

@@ -11,7 +11,7 @@ use archiver_core::hooks::Notes;
 use archiver_core::identity::Marker;
 use archiver_core::pulse::Pulse;
 use archiver_core::report::Report;
-use archiver_core::state::{STATE_FILE, State};
+use archiver_core::state::{STATE_FILE, State, unix_us};
 use archiver_core::wal::WalName;
 use archiver_core::{Error, Kind, Result};
 use once_cell::sync::OnceCell;
@@ -372,11 +372,6 @@ fn server_is_stopping() -> bool {
     let (file, line) = POSTMASTER_STATUS;
     std::fs::read_to_string(file)
         .is_ok_and(|text| text.lines().nth(line).is_some_and(|status| status.trim() == "stopping"))
-}
-
-fn unix_us(time: SystemTime) -> i64 {
-    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// Runs `work` on the module and ends there whatever it raises: a callback answers, it never raises.

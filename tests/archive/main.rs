@@ -10,6 +10,7 @@ mod hooks;
 mod identity;
 mod incoming;
 mod listing;
+mod parts;
 mod pool;
 mod rebuild;
 mod records;

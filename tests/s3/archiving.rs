@@ -6,6 +6,7 @@ use archiver_core::codec::Compression;
 use archiver_core::config::Setting;
 use archiver_core::error::{Error, Kind};
 use archiver_core::listing::{Range, list_page, locate};
+use archiver_core::part::Part;
 use archiver_core::restore::{Request, Restored, restore};
 use archiver_core::wal::WalName;
 use archiver_tests::fault_proxy::FaultProxy;
@@ -51,6 +52,41 @@ fn fetch(site: &Site, name: &WalName, or_partial: bool) -> Result<(Restored, Vec
 fn wals(bucket: &Bucket) -> Vec<String> {
     let below = "some/place/main/wals/";
     bucket.list(below).iter().map(|key| key.strip_prefix(below).unwrap().to_string()).collect()
+}
+
+#[test]
+fn parts_are_put_once_each_and_the_longest_is_restored() {
+    let bucket = S3Server::ceph().new_bucket();
+    let gpg = Gpg::new();
+    gpg.add_key("reader", "future-default", "", "never");
+    for (server_name, suffix) in [("plain", ".zst"), ("sealed", ".zst.gpg")] {
+        let (_directory, site) = site_in(&bucket, "");
+        let site = site.with(Setting::ServerName, server_name);
+        let site = if server_name == "sealed" { site.encrypting(&gpg, "reader") } else { site };
+        let name = site.name(3);
+        let segment = name.segment().unwrap();
+        let (archive, file) = (site.archive(), site.path("received"));
+        let put = |bytes: usize, last: u8| {
+            let mut content = site.content(&name);
+            content[bytes - 1] = last;
+            content[bytes..].fill(0);
+            fs::write(&file, &content).unwrap();
+            archive.put_part(&Part { segment, bytes: bytes as u64 }, &file).map(|()| content)
+        };
+        put(90_000, 1).unwrap();
+        let longest = put(500_000, 1).unwrap();
+        put(500_000, 1).unwrap();
+        let error = put(500_000, 2).unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict, "{error}");
+        let below = format!("some/place/{server_name}/partial/");
+        let keys =
+            |bytes: &[u64]| bytes.iter().map(|bytes| format!("{below}{name}.{bytes}{suffix}")).collect::<Vec<_>>();
+        assert_eq!(bucket.list(&below), keys(&[500_000, 90_000]));
+        assert!(fetch(&site, &name, true).unwrap().1 == longest);
+        assert_eq!(fetch(&site, &name, false).unwrap_err().kind(), Kind::NotFound);
+        archive.remove_part(&Part { segment, bytes: 90_000 }).unwrap();
+        assert_eq!(bucket.list(&below), keys(&[500_000]));
+    }
 }
 
 #[test]

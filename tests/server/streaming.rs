@@ -9,22 +9,23 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tempfile::TempDir;
 
 /// A server that WAL is received from; it archives nothing itself.
-fn primary() -> Cluster {
+pub fn primary() -> Cluster {
     Cluster::new(1).with("archive_mode", "off").with("archive_library", "").with("max_replication_slots", "4").started()
 }
 
 /// An archive host: storage and streaming directory of its own.
-struct Host {
+pub struct Host {
     directory: TempDir,
+    storage: String,
     flags: Vec<String>,
 }
 
 /// A running `archiver receive-wal`.
-struct Running {
+pub struct Running {
     child: Child,
     heard: PathBuf,
     /// How much had been heard before.
@@ -35,10 +36,24 @@ impl Host {
     fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("ah").tempdir().unwrap();
         fs::create_dir(directory.path().join("archive")).unwrap();
-        Host { directory, flags: vec!["--begin".to_string()] }
+        let storage = format!("file://{}", directory.path().join("archive").display());
+        Host { directory, storage, flags: vec!["--begin".to_string()] }
     }
 
-    fn with(mut self, flags: &[&str]) -> Self {
+    /// One that receives beside its archive.
+    pub fn receiving_elsewhere() -> Self {
+        let host = Self::new();
+        fs::create_dir(host.path("received")).unwrap();
+        let received = host.path("received").display().to_string();
+        host.with(&["--streaming-wals-directory", &received])
+    }
+
+    /// The same with its archive elsewhere.
+    pub fn archiving_to(self, url: &str) -> Self {
+        Host { storage: url.to_string(), ..self }
+    }
+
+    pub fn with(mut self, flags: &[&str]) -> Self {
         self.flags.extend(flags.iter().map(ToString::to_string));
         self
     }
@@ -59,7 +74,7 @@ impl Host {
         let mut command = primary.client("archiver");
         let prefix = std::env::join_paths([bindir(), Path::new("/usr/bin"), Path::new("/bin")]).unwrap();
         command.env("PATH", prefix).env("PGAPPNAME", "other").current_dir(self.directory.path());
-        command.arg("--storage").arg(format!("file://{}", self.path("archive").display()));
+        command.arg("--storage").arg(&self.storage);
         command
     }
 
@@ -81,19 +96,17 @@ impl Host {
         Running { child, heard, mark }
     }
 
-    fn storage(&self) -> String {
-        format!("file://{}", self.path("archive").display())
-    }
-
     /// The same by the user that runs the server, who may use what is there then.
-    fn start_as_the_servers_user(&self, primary: &Cluster) -> Running {
+    pub fn start_as_the_servers_user(&self, primary: &Cluster) -> Running {
         let owner = fs::metadata(primary.data()).unwrap();
-        chown(self.path("archive"), Some(owner.uid()), Some(owner.gid())).unwrap();
+        for folder in ["archive", "received"].map(|folder| self.path(folder)).iter().filter(|folder| folder.exists()) {
+            chown(folder, Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
         fs::set_permissions(self.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let mut command = primary.archiver_program();
         // Not one of the server's processes.
         command.current_dir(self.path("archive"));
-        command.env("PGHOST", primary.directory()).env("PGUSER", "postgres").arg("--storage").arg(self.storage());
+        command.env("PGHOST", primary.directory()).env("PGUSER", "postgres").arg("--storage").arg(&self.storage);
         command.arg("receive-wal").args(&self.flags).arg("--path-prefix").arg(bindir());
         self.spawn(command)
     }
@@ -130,9 +143,14 @@ impl Host {
 
     /// What lies in the streaming directory, without what is hidden.
     fn received(&self) -> Vec<String> {
+        self.names_in("archive/main/streaming")
+    }
+
+    fn names_in(&self, folder: &str) -> Vec<String> {
         let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_string();
-        let mut names: Vec<String> =
-            paths(&self.streaming()).into_iter().map(name).filter(|name| !name.starts_with('.')).collect();
+        let folder = self.path(folder);
+        let all = if folder.exists() { paths(&folder) } else { Vec::new() };
+        let mut names: Vec<String> = all.into_iter().map(name).filter(|name| !name.starts_with('.')).collect();
         names.sort();
         names
     }
@@ -180,10 +198,10 @@ impl Running {
     }
 
     /// Ends it where another program of another user stands before it.
-    fn end_all(&mut self) {
+    fn end_all(&mut self, signal: Signal) {
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid())).unwrap_or_default();
         for pid in children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).chain([self.pid()]) {
-            let _ = kill(pid, Signal::SIGTERM);
+            let _ = kill(pid, signal);
         }
         self.child.wait().unwrap();
     }
@@ -291,7 +309,7 @@ fn killed_at_any_moment_it_loses_nothing_and_stores_nothing_twice() {
 #[test]
 fn what_both_ways_bring_is_stored_once() {
     let (cluster, host) = (Cluster::new(1).started(), Host::with_slot());
-    cluster.set("archiver.storage", &host.storage());
+    cluster.set("archiver.storage", &host.storage);
     cluster.reload();
     let mut running = host.start_as_the_servers_user(&cluster);
     cluster.write_segments(1);
@@ -306,7 +324,7 @@ fn what_both_ways_bring_is_stored_once() {
     assert!(paths(&host.path("archive/main/errors")).is_empty());
     assert!(!running.heard().contains("could not"), "{}", running.heard());
     assert!(!cluster.log().contains("could not archive"), "{}", cluster.log());
-    running.end_all();
+    running.end_all(Signal::SIGTERM);
 }
 
 #[test]
@@ -571,59 +589,183 @@ fn after_a_failover_both_timelines_and_the_history_are_in_the_archive() {
     assert_eq!(timelines, ["00000001", "00000002"].map(String::from).into());
 }
 
+/// A server under load of which WAL is received, and a base backup of it.
+pub struct Loaded {
+    primary: Cluster,
+    restored: Cluster,
+    running: Running,
+    load: Child,
+    began: Instant,
+}
+
+/// What is left when the server is gone.
+pub struct Lost {
+    restored: Cluster,
+    running: Running,
+    /// How many transactions pgbench was told of.
+    acknowledged: u64,
+    /// When the server died, in seconds since the Unix epoch.
+    at_s: f64,
+}
+
+impl Loaded {
+    /// Begins; commits wait for the receiver where `is_synchronous`. `ARCHIVER_TEST_SECONDS=120` for the whole.
+    pub fn begin(host: &Host, is_synchronous: bool) -> Self {
+        let seconds = crate::cluster::figure("ARCHIVER_TEST_SECONDS", 5);
+        let primary = Cluster::new(16).with("archive_mode", "off").with("archive_library", "").started();
+        let pgbench = |arguments: &[&str]| {
+            let mut command = primary.client("pgbench");
+            command.arg("-n").args(arguments).arg("postgres").stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        };
+        assert!(pgbench(&["-i", "-q", "-s", "2"]).wait().unwrap().success());
+        if is_synchronous {
+            primary.set("synchronous_standby_names", "archiver_receive_wal");
+            primary.reload();
+            wait_until("the setting is heeded", || !primary.psql("SHOW synchronous_standby_names").is_empty());
+        }
+        let running = host.start_as_the_servers_user(&primary);
+        let state = if is_synchronous { "sync" } else { "async" };
+        running.wait("it receives", || primary.psql("SELECT sync_state FROM pg_stat_replication") == state);
+        let restored = Cluster::from_backup(&primary);
+        let load = pgbench(&["-c", "4", "-j", "2", "-T", &(seconds + 60).to_string()]);
+        let began = Instant::now();
+        let position = || primary.psql("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')").parse::<f64>().unwrap();
+        let from = position();
+        wait_at_most(Duration::from_secs(u64::from(seconds) + 55), "so much was written", || {
+            position() - from > 20e6 && began.elapsed() > Duration::from_secs(seconds.into())
+        });
+        Loaded { primary, restored, running, load, began }
+    }
+
+    /// As when the machine is gone.
+    pub fn lose_the_machine(mut self) -> Lost {
+        let at_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+        wait_until("all of it is dead", || {
+            for (pid, _) in self.primary.processes() {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+            self.primary.processes().is_empty()
+        });
+        let mut said = String::new();
+        self.load.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        self.load.wait().unwrap();
+        let acknowledged =
+            said.lines().find_map(|line| line.strip_prefix("number of transactions actually processed: "));
+        let acknowledged: u64 =
+            acknowledged.unwrap_or_else(|| panic!("{said}")).split('/').next().unwrap().parse().unwrap();
+        fs::remove_dir_all(self.primary.data()).unwrap();
+        println!("{acknowledged} transactions acknowledged in {:?}", self.began.elapsed());
+        assert!(acknowledged > 100);
+        Lost { restored: self.restored, running: self.running, acknowledged, at_s }
+    }
+
+    /// As when the machine that receives is gone at the same time: what it has received, too.
+    pub fn lose_both_machines(mut self, host: &Host) -> Lost {
+        self.running.end_all(Signal::SIGKILL);
+        let lost = self.lose_the_machine();
+        fs::remove_dir_all(host.path("received")).unwrap();
+        lost
+    }
+}
+
+impl Lost {
+    /// Recovers from the archive, with what there is of the last segment; answers how many transactions were found, and how
+    /// many seconds before the end the last of them was begun.
+    pub fn recover(&mut self, flags: &str) -> (u64, f64) {
+        let Lost { restored, at_s, .. } = self;
+        let program = bindir().join("archiver");
+        restored.set("restore_command", &format!("{} {flags} restore --partial %f %p", program.display()));
+        restored.unset("synchronous_standby_names");
+        restored.write_file(&restored.data().join("recovery.signal"), b"");
+        restored.start();
+        wait_until("recovery has ended", || restored.psql("SELECT pg_is_in_recovery()") == "f");
+        let found: u64 = restored.psql("SELECT count(*) FROM pgbench_history").parse().unwrap();
+        let branches =
+            restored.psql("SELECT sum(bbalance) = (SELECT sum(delta) FROM pgbench_history) FROM pgbench_branches");
+        assert_eq!(branches, "t", "what was restored is consistent");
+        let last_s: f64 =
+            restored.psql("SELECT extract(epoch FROM max(mtime)::timestamptz) FROM pgbench_history").parse().unwrap();
+        println!("{found} transactions restored, the last one begun {:.2} s before the end", *at_s - last_s);
+        // Those in flight at the end, one a client, may be there or not.
+        assert!(found <= self.acknowledged + 4, "{found} of {}", self.acknowledged);
+        (found, *at_s - last_s)
+    }
+}
+
 #[test]
 fn no_acknowledged_transaction_is_lost_with_the_primary() {
-    let seconds = crate::cluster::figure("ARCHIVER_TEST_SECONDS", 5);
-    let (primary, host) =
-        (Cluster::new(16).with("archive_mode", "off").with("archive_library", "").started(), Host::with_slot());
-    let pgbench = |arguments: &[&str]| {
-        let mut command = primary.client("pgbench");
-        command.arg("-n").args(arguments).arg("postgres").stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.spawn().unwrap()
-    };
-    assert!(pgbench(&["-i", "-q", "-s", "2"]).wait().unwrap().success());
-    primary.set("synchronous_standby_names", "archiver_receive_wal");
-    primary.reload();
-    wait_until("the setting is heeded", || !primary.psql("SHOW synchronous_standby_names").is_empty());
-    let mut running = host.start_as_the_servers_user(&primary);
-    running.wait("it is synchronous", || primary.psql("SELECT sync_state FROM pg_stat_replication") == "sync");
-    let restored = Cluster::from_backup(&primary);
-    let load = pgbench(&["-c", "4", "-j", "2", "-T", &(seconds + 60).to_string()]);
-    let position = || primary.psql("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')").parse::<f64>().unwrap();
-    let (began, from) = (Instant::now(), position());
-    wait_at_most(Duration::from_secs(u64::from(seconds) + 55), "so much was written", || {
-        position() - from > 20e6 && began.elapsed() > Duration::from_secs(seconds.into())
-    });
-    // As when the machine is gone.
-    wait_until("all of it is dead", || {
-        for (pid, _) in primary.processes() {
-            let _ = kill(pid, Signal::SIGKILL);
-        }
-        primary.processes().is_empty()
-    });
-    let said = text(&load.wait_with_output().unwrap().stdout);
-    let acknowledged = said.lines().find_map(|line| line.strip_prefix("number of transactions actually processed: "));
-    let acknowledged: u64 =
-        acknowledged.unwrap_or_else(|| panic!("{said}")).split('/').next().unwrap().parse().unwrap();
-    fs::remove_dir_all(primary.data()).unwrap();
-    running.wait_to_hear("WAL is not being received");
-    running.end_all();
+    let host = Host::with_slot();
+    let mut lost = Loaded::begin(&host, true).lose_the_machine();
+    lost.running.wait_to_hear("WAL is not being received");
+    lost.running.end_all(Signal::SIGTERM);
+    let (found, _) = lost.recover(&format!("--storage {}", host.storage));
+    assert!(found >= lost.acknowledged, "{found} of {}", lost.acknowledged);
+}
 
-    let program = bindir().join("archiver");
-    let command = format!("{} --storage {} restore --partial %f %p", program.display(), host.storage());
-    restored.set("restore_command", &command);
-    restored.unset("synchronous_standby_names");
-    restored.write_file(&restored.data().join("recovery.signal"), b"");
-    restored.start();
-    wait_until("recovery has ended", || restored.psql("SELECT pg_is_in_recovery()") == "f");
-    let found: u64 = restored.psql("SELECT count(*) FROM pgbench_history").parse().unwrap();
-    let branches =
-        restored.psql("SELECT sum(bbalance) = (SELECT sum(delta) FROM pgbench_history) FROM pgbench_branches");
-    assert_eq!(branches, "t", "what was restored is consistent");
-    println!("{acknowledged} transactions acknowledged in {:?}, {found} restored", began.elapsed());
-    assert!(acknowledged > 100 && found >= acknowledged, "{found} of {acknowledged}");
-    // Those in flight at the end, one a client, may be there or not.
-    assert!(found <= acknowledged + 4, "{found} of {acknowledged}");
+/// How much more than the interval may pass until a part is put: looking, encoding and storing.
+pub const PUT_S: f64 = 1.5;
+
+#[test]
+fn no_more_than_an_interval_is_lost_with_both_machines() {
+    let host = Host::receiving_elsewhere().with(&["--streaming-partial-interval", "2s"]);
+    let mut lost = Loaded::begin(&host, false).lose_both_machines(&host);
+    let (_, seconds) = lost.recover(&format!("--storage {}", host.storage));
+    assert!(seconds < 2.0 + PUT_S, "{seconds} s");
+}
+
+#[test]
+fn the_part_that_was_received_is_kept_in_the_storage_until_there_is_better() {
+    let (primary, host) = (primary(), Host::with_slot());
+    let start = |interval: &str| {
+        let mut command = host.command(&primary);
+        command.env("ARCHIVER_STREAMING_PARTIAL_INTERVAL", interval);
+        host.spawn(command)
+    };
+    let mut running = start("1s");
+    running.wait_for_receivewal();
+    let kept = || host.names_in("archive/main/partial");
+    let current = || primary.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    let bytes = |names: &[String]| names[0].rsplit('.').next().unwrap().parse::<u64>().unwrap();
+    // Flushed with the transaction.
+    let write_some = || primary.psql("SELECT pg_logical_emit_message(true, 'test', repeat('x', 1000))");
+    primary.psql("SELECT pg_switch_wal()");
+    write_some();
+    let segment = current();
+    let is_of = |names: &[String], segment: &str| names.len() == 1 && names[0].starts_with(&format!("{segment}."));
+    running.wait("a part is kept", || is_of(&kept(), &segment));
+    let first = bytes(&kept());
+    write_some();
+    running.wait("a longer one is in its place", || is_of(&kept(), &segment) && bytes(&kept()) > first);
+    write(&primary, 2);
+    host.wait_for(std::slice::from_ref(&segment));
+    running.wait("that of the next segment is there alone", || is_of(&kept(), &current()));
+    // Behind the last byte nothing is lost: a switch leaves a whole segment, which is kept back in the streaming directory.
+    primary.psql("SELECT pg_switch_wal()");
+    running.wait("it is whole", || host.received().iter().all(|name| !name.ends_with(".partial")));
+    let whole = host.received().pop().unwrap();
+    running.wait("its part is there", || is_of(&kept(), &whole));
+    let copy = host.path("copy");
+    let restore = |streaming: &str| {
+        let mut command = host.program(&primary);
+        command.arg("restore").arg("--partial").arg(&whole).arg(&copy);
+        command.args(["--streaming-wals-directory", streaming]).output().unwrap()
+    };
+    let elsewhere = host.path("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    wait_until("the part is all that there is of it", || {
+        let output = restore(elsewhere.to_str().unwrap());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        has_equal_content(&copy, &primary.pg_wal(&whole))
+    });
+    // Killed and started anew, without the setting: what there is better than is removed all the same.
+    running.child.kill().unwrap();
+    running.child.wait().unwrap();
+    let running = start("0");
+    write(&primary, 2);
+    host.wait_for(std::slice::from_ref(&whole));
+    running.wait("no part is kept", || kept().is_empty());
+    assert_eq!(running.stop(), 0);
 }
 
 #[test]

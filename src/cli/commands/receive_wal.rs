@@ -8,7 +8,7 @@ use archiver_core::config::{Config, Streaming};
 use archiver_core::data_directory::hash_key;
 use archiver_core::pulse::Pulse;
 use archiver_core::server_conf::ServerConf;
-use archiver_core::stream::{Note, Reset, Streamer};
+use archiver_core::stream::{Beginning, Note, Reset, Streamer};
 use std::io::Write;
 use std::sync::Arc;
 
@@ -20,7 +20,8 @@ pub fn run(typed: &Typed, wanted: &Arguments) -> Result<u8, End> {
     let streaming = Streaming::parse(&settings, &config.destination)?;
     let pulse = Arc::new(Pulse::new());
     let system_identifier = settings::system_identifier(typed, &data_directory)?;
-    let streamer = Streamer::new(config, streaming, wanted.begin, Arc::clone(&pulse), Arc::new(tell_note))?
+    let beginning = if wanted.begin { Beginning::Wanted } else { Beginning::Remembered };
+    let streamer = Streamer::new(config, streaming, beginning, Arc::clone(&pulse), Arc::new(tell_note))?
         .with_hash_key(system_identifier, hash_key(&data_directory))
         .with_configuration_file(ServerConf::file_of(&data_directory));
     stop_on_signals(pulse);

@@ -4,6 +4,7 @@ mod desk;
 mod duplicate;
 mod episode;
 mod in_turn;
+mod parts;
 mod pool;
 mod read_ahead;
 mod siblings;
@@ -37,7 +38,7 @@ use once_cell::sync::OnceCell;
 use siblings::Siblings;
 use source::{Opened, Source};
 use std::fs::{self, Metadata};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -245,7 +246,15 @@ impl Archive {
             }
             None => {
                 let source = opened.read(max_buffer_bytes(&self.config), &mut desk.plain, &self.pulse)?;
-                (self.put(place, &key, file, &source, level, desk)?, source.content)
+                let noted = self.noted(&source.content, format.encryption);
+                // In a bucket metadata tells what the object holds.
+                let announce = |stored: Hash, stored_size| match (&place.records, noted) {
+                    (Some(records), Some(noted)) => {
+                        records.announce_sum(&place.layout, &file.name, &Sum { noted, stored_size }, &stored)
+                    }
+                    _ => Ok(()),
+                };
+                (self.put(place, &key, file, &source, level, desk, &announce)?, source.content)
             }
         };
         let (stored_size, format, modified, created) = match put {
@@ -356,6 +365,8 @@ impl Archive {
         }
     }
 
+    /// Encodes what was read and puts it there. `announce` is told, before that, of what is stored in encrypted form.
+    #[expect(clippy::too_many_arguments, reason = "what is put, where, and how")]
     fn put(
         &self,
         place: &Place,
@@ -364,17 +375,11 @@ impl Archive {
         source: &Source,
         level: i32,
         mut desk: TakenDesk<'_>,
+        announce: &dyn Fn(Hash, u64) -> Result<()>,
     ) -> Result<Put> {
-        let noted = self.noted(&source.content, self.encryption());
-        let attributes = Attributes { modified: source.modified, content: noted };
+        let content = self.noted(&source.content, self.encryption());
+        let attributes = Attributes { modified: source.modified, content };
         let readers = self.recipients.as_ref().map(|recipients| recipients.readers(SystemTime::now())).transpose()?;
-        // In a bucket metadata tells what the object holds.
-        let announce = |stored: Hash, stored_size| match (&place.records, noted, &readers) {
-            (Some(records), Some(noted), Some(_)) => {
-                records.announce_sum(&place.layout, &file.name, &Sum { noted, stored_size }, &stored)
-            }
-            _ => Ok(()),
-        };
         let compression = match source.compression {
             Compression::None => self.config.compression,
             _ => Compression::None,
@@ -408,9 +413,8 @@ impl Archive {
         }
         let seed = Seed::random();
         let mut stream = |out: &mut dyn Write| {
-            let mut again = &source.file;
-            again.rewind()?;
-            let mut hashed = Hashed { inner: Beating::new(again, &self.pulse), hasher: blake3::Hasher::new() };
+            let mut hashed =
+                Hashed { inner: Beating::new(source.again()?, &self.pulse), hasher: blake3::Hasher::new() };
             let size = source.content.size;
             let mut encode = |out: &mut dyn Write| match &filter {
                 Some(filter) => filter::encode(

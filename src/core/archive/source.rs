@@ -36,14 +36,33 @@ pub struct Source {
     pub raw_hash: Hash,
     /// The format it is compressed in already; it is stored as it is then.
     pub compression: Compression,
-    /// Whether the buffer holds the whole file.
+    /// Whether the buffer holds all of it.
     pub is_in_memory: bool,
+    /// How much of the file it is.
+    extent: Extent,
+    /// In the file's own bytes.
+    length: u64,
+}
+
+/// How much of a file is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    /// All of it.
+    Whole,
+    /// The first bytes, behind which it is still being written.
+    First(u64),
 }
 
 impl Source {
-    /// Whether the file is still the one that was read.
+    /// Whether the file is still the one that was read. One that is still being written is compared by its content alone.
     pub fn is_unchanged(&self) -> io::Result<bool> {
-        self.file.metadata().map(|meta| Stamp::of(&meta) == self.stamp)
+        Ok(self.extent != Extent::Whole || Stamp::of(&self.file.metadata()?) == self.stamp)
+    }
+
+    /// Its bytes once more, from the beginning.
+    pub fn again(&self) -> io::Result<impl Read + '_> {
+        (&self.file).rewind()?;
+        Ok((&self.file).take(self.length))
     }
 }
 
@@ -57,6 +76,7 @@ pub struct Opened<'a> {
     wal: &'a WalFile,
     cluster: &'a Cluster,
     file: File,
+    extent: Extent,
     length: u64,
     /// Which file it is.
     pub stamp: Stamp,
@@ -82,11 +102,18 @@ pub fn open<'a>(wal: &'a WalFile, cluster: &'a Cluster) -> Result<Opened<'a>> {
         wal,
         cluster,
         file,
+        extent: Extent::Whole,
         length: meta.len(),
         stamp: Stamp::of(&meta),
         modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
         compression: Compression::detect(&head).unwrap_or(Compression::None),
     })
+}
+
+/// Opens the first bytes of `wal`, a segment of that cluster that is still being written behind them.
+pub fn open_part<'a>(wal: &'a WalFile, cluster: &'a Cluster, bytes: u64) -> Result<Opened<'a>> {
+    let opened = open(wal, cluster)?;
+    Ok(Opened { extent: Extent::First(bytes), length: bytes, compression: Compression::None, ..opened })
 }
 
 impl Opened<'_> {
@@ -106,7 +133,7 @@ impl Opened<'_> {
             (Err(_), Some(error)) => return Err(error),
             (Err(error), None) => return Err(io::Error::other(failed(self.wal, "read file", &error))),
         };
-        let checked = check_content(self.wal, self.cluster, &scanned).and_then(|()| self.confirm_unchanged());
+        let checked = self.check_content(&scanned).and_then(|()| self.confirm_unchanged());
         checked.map_err(io::Error::other)?;
         Ok(Content { size: scanned.size, hash: scanned.hash })
     }
@@ -147,7 +174,7 @@ impl Opened<'_> {
                 scan(decoder.plain, &mut vec![0; PIECE_BYTES], pulse, |_| Ok(())).map_err(unreadable)?
             }
         };
-        check_content(self.wal, self.cluster, &plain)?;
+        self.check_content(&plain)?;
         self.confirm_unchanged()?;
         Ok(Source {
             content: Content { size: plain.size, hash: plain.hash },
@@ -157,6 +184,8 @@ impl Opened<'_> {
             raw_hash,
             compression,
             is_in_memory,
+            extent: self.extent,
+            length: self.length,
         })
     }
 
@@ -166,11 +195,36 @@ impl Opened<'_> {
     }
 
     fn confirm_unchanged(&self) -> Result<()> {
+        if self.extent != Extent::Whole {
+            return Ok(());
+        }
         let meta = self.file.metadata().map_err(|error| failed(self.wal, "stat file", &error))?;
         if Stamp::of(&meta) == self.stamp {
             return Ok(());
         }
         Err(unfit(self.wal, "it changed while it was read").retry_if(true))
+    }
+
+    fn check_content(&self, plain: &Scanned) -> Result<()> {
+        let file = self.wal;
+        let segment = match file.name.segment().filter(|_| file.name.is_wal()) {
+            Some(segment) => segment,
+            None if plain.size == 0 => return Err(unfit(file, "it is empty")),
+            None if plain.size > MAX_TEXT_FILE_BYTES => {
+                return Err(unfit(file, &format!("it is {} bytes long", plain.size)));
+            }
+            None => return Ok(()),
+        };
+        let expected = match self.extent {
+            Extent::Whole => self.cluster.segment_size.bytes(),
+            Extent::First(bytes) => bytes,
+        };
+        if plain.size != expected {
+            return Err(unfit(file, &format!("it is {} bytes long, not {expected}", plain.size)));
+        }
+        let checked =
+            LongPageHeader::parse(&plain.head).and_then(|header| header.check(segment, &self.cluster.expected()));
+        checked.map_err(|cause| unfit(file, &cause.to_string()))
     }
 }
 
@@ -255,23 +309,6 @@ fn read_some(reader: &mut impl Read, piece: &mut [u8]) -> io::Result<usize> {
 /// The most bytes a file of that name can have.
 fn size_limit(name: &WalName, cluster: &Cluster) -> u64 {
     if name.is_wal() { cluster.segment_size.bytes() } else { MAX_TEXT_FILE_BYTES }
-}
-
-fn check_content(file: &WalFile, cluster: &Cluster, plain: &Scanned) -> Result<()> {
-    let segment = match file.name.segment().filter(|_| file.name.is_wal()) {
-        Some(segment) => segment,
-        None if plain.size == 0 => return Err(unfit(file, "it is empty")),
-        None if plain.size > MAX_TEXT_FILE_BYTES => {
-            return Err(unfit(file, &format!("it is {} bytes long", plain.size)));
-        }
-        None => return Ok(()),
-    };
-    let segment_size = cluster.segment_size.bytes();
-    if plain.size != segment_size {
-        return Err(unfit(file, &format!("it is {} bytes long, not {segment_size}", plain.size)));
-    }
-    let checked = LongPageHeader::parse(&plain.head).and_then(|header| header.check(segment, &cluster.expected()));
-    checked.map_err(|cause| unfit(file, &cause.to_string()))
 }
 
 fn unfit(file: &WalFile, cause: &str) -> Error {

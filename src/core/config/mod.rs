@@ -85,6 +85,8 @@ pub enum Setting {
     LastWalMaximumAge,
     /// From how many waiting files check() fails.
     MaxIncomingWalsQueue,
+    /// Whether the server receives WAL itself.
+    StreamingArchiver,
     /// How the server is reached that WAL is streamed from; libpq's environment says the rest.
     StreamingConninfo,
     /// The name the server knows the receiver by.
@@ -97,13 +99,15 @@ pub enum Setting {
     StreamingWalsDirectory,
     /// How many files of it are archived in one run.
     StreamingArchiverBatchSize,
+    /// How often the part that was received is put into the storage.
+    StreamingPartialInterval,
     /// Where PostgreSQL's client programs are looked for first.
     PathPrefix,
 }
 
 impl Setting {
     /// All of them, in the order of the documentation.
-    pub const ALL: [Setting; 36] = [
+    pub const ALL: [Setting; 38] = [
         Setting::Storage,
         Setting::ServerName,
         Setting::Compression,
@@ -133,12 +137,14 @@ impl Setting {
         Setting::HookTimeout,
         Setting::LastWalMaximumAge,
         Setting::MaxIncomingWalsQueue,
+        Setting::StreamingArchiver,
         Setting::StreamingConninfo,
         Setting::StreamingArchiverName,
         Setting::SlotName,
         Setting::CreateSlot,
         Setting::StreamingWalsDirectory,
         Setting::StreamingArchiverBatchSize,
+        Setting::StreamingPartialInterval,
         Setting::PathPrefix,
     ];
 
@@ -174,12 +180,14 @@ impl Setting {
             Setting::HookTimeout => "hook_timeout",
             Setting::LastWalMaximumAge => "last_wal_maximum_age",
             Setting::MaxIncomingWalsQueue => "max_incoming_wals_queue",
+            Setting::StreamingArchiver => "streaming_archiver",
             Setting::StreamingConninfo => "streaming_conninfo",
             Setting::StreamingArchiverName => "streaming_archiver_name",
             Setting::SlotName => "slot_name",
             Setting::CreateSlot => "create_slot",
             Setting::StreamingWalsDirectory => "streaming_wals_directory",
             Setting::StreamingArchiverBatchSize => "streaming_archiver_batch_size",
+            Setting::StreamingPartialInterval => "streaming_partial_interval",
             Setting::PathPrefix => "path_prefix",
         }
     }
@@ -203,6 +211,8 @@ impl Setting {
             Setting::StreamingConninfo | Setting::SlotName | Setting::StreamingWalsDirectory | Setting::PathPrefix => {
                 ""
             }
+            Setting::StreamingArchiver => "off",
+            Setting::StreamingPartialInterval => "0",
             Setting::StreamingArchiverName => "archiver_receive_wal",
             Setting::CreateSlot => "manual",
             Setting::Encryption => "none",
@@ -273,6 +283,9 @@ impl Setting {
             Setting::HookTimeout => "How long one hook script may take, with all its attempts.",
             Setting::LastWalMaximumAge => "check() fails when the last archived WAL is older; empty means no limit.",
             Setting::MaxIncomingWalsQueue => "check() fails when more WAL files wait; empty means no limit.",
+            Setting::StreamingArchiver => {
+                "Whether this server receives WAL while it is written and archives it; needs shared_preload_libraries."
+            }
             Setting::StreamingConninfo => {
                 "Connection string of the server that WAL is received from; empty means what libpq's environment says."
             }
@@ -283,6 +296,9 @@ impl Setting {
                 "Directory that WAL is received in; empty means streaming/ beside the archived WAL of a file: storage."
             }
             Setting::StreamingArchiverBatchSize => "Received files that are archived in one run; 0 means all.",
+            Setting::StreamingPartialInterval => {
+                "How often what was received of the current segment is put into the storage; 0 means never."
+            }
             Setting::PathPrefix => "Directories to look for pg_receivewal and psql in before those of PATH.",
         }
     }
@@ -392,6 +408,7 @@ const MEMORY_LIMIT_BYTES: RangeInclusive<u64> = (16 << 20)..=(64 << 30);
 const BATCH_FILES: RangeInclusive<u64> = 0..=1_000_000_000;
 const WAITING_FILES: RangeInclusive<u64> = 0..=1_000_000_000;
 const TIMEOUT_MS: RangeInclusive<u64> = 1_000..=3_600_000;
+const INTERVAL_MS: RangeInclusive<u64> = 1_000..=86_400_000;
 
 /// What was typed for one setting, on its way to what it means.
 struct Typed<'a> {
@@ -423,6 +440,30 @@ impl Typed<'_> {
             self.wrong("It must be a time from 1s to 1h; units are us, ms, s, min, h and d, and ms where none is given")
         })?;
         Ok(Duration::from_millis(ms))
+    }
+
+    /// A time between two of something; nothing for 0, which means never.
+    fn interval(&self) -> Result<Option<Duration>> {
+        match units::parse_milliseconds(self.text) {
+            Some(0) => Ok(None),
+            Some(ms) if INTERVAL_MS.contains(&ms) => Ok(Some(Duration::from_millis(ms))),
+            _ => Err(self.wrong(
+                "It must be 0 or a time from 1s to 1d; units are us, ms, s, min, h and d, and ms where none is given",
+            )),
+        }
+    }
+
+    /// As PostgreSQL reads it (`parse_bool`), case and unique beginnings included.
+    fn switch(&self) -> Result<bool> {
+        let text = self.text.to_ascii_lowercase();
+        let begins = |word: &str, least| text.len() >= least && word.starts_with(&text);
+        if begins("true", 1) || begins("yes", 1) || begins("on", 2) || text == "1" {
+            return Ok(true);
+        }
+        if begins("false", 1) || begins("no", 1) || begins("off", 2) || text == "0" {
+            return Ok(false);
+        }
+        Err(self.wrong("It must be on or off"))
     }
 
     fn memory_bytes(&self) -> Result<u64> {
@@ -569,6 +610,7 @@ impl Config {
             let error = Config::parse(&alone).err();
             let error = error.or_else(|| Limits::parse(&alone).err()).or_else(|| Prefetch::parse(&alone).err());
             let error = error.or_else(|| alone.batch_size(Setting::ArchiverBatchSize).err());
+            let error = error.or_else(|| Streaming::is_on(&alone).err());
             let error = error.or_else(|| Streaming::parse(&alone, &Destination::parse(&alone).ok()?).err())?;
             (error.subject() == format!("archiver.{}", setting.name())).then_some(error)
         };

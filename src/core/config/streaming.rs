@@ -3,6 +3,7 @@
 use super::{Destination, Setting, Settings, StorageUrl};
 use crate::error::{Error, Kind, Result};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What whoever receives WAL needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct Streaming {
     pub directory: PathBuf,
     /// How many files are archived in one run, where there is a bound.
     pub batch_size: Option<usize>,
+    /// How often what was received of the current segment is put into the storage, if it is.
+    pub partial_interval: Option<Duration>,
     /// Directories to look for PostgreSQL's programs in, before those of PATH.
     pub path_prefix: Vec<PathBuf>,
 }
@@ -114,6 +117,11 @@ fn keywords(text: &str) -> Option<Vec<String>> {
 }
 
 impl Streaming {
+    /// Whether the server is to receive WAL itself; fails where that is neither on nor off.
+    pub fn is_on(settings: &Settings) -> Result<bool> {
+        settings.typed(Setting::StreamingArchiver).switch()
+    }
+
     /// Where WAL would be received; nothing where that is not set, and storage no directory. Fails where it is wrong.
     pub fn directory(settings: &Settings, destination: &Destination) -> Result<Option<PathBuf>> {
         let typed = settings.typed(Setting::StreamingWalsDirectory).path()?;
@@ -177,6 +185,7 @@ impl Streaming {
             creates_slot,
             directory,
             batch_size: settings.batch_size(Setting::StreamingArchiverBatchSize)?,
+            partial_interval: settings.typed(Setting::StreamingPartialInterval).interval()?,
             path_prefix,
         })
     }
@@ -234,6 +243,9 @@ mod tests {
             (default.archiver_name.as_str(), default.slot_name, default.creates_slot),
             ("archiver_receive_wal", None, false)
         );
+        assert_eq!(default.partial_interval, None);
+        let interval = parse(&[(Setting::StreamingPartialInterval, "10s")]).unwrap().partial_interval;
+        assert_eq!(interval, Some(Duration::from_secs(10)));
         let set = parse(&[(Setting::SlotName, "wal_1"), (Setting::CreateSlot, "auto"), (Setting::PathPrefix, "/a:/b")])
             .unwrap();
         assert_eq!((set.slot_name.as_deref(), set.creates_slot, set.path_prefix.len()), (Some("wal_1"), true, 2));
@@ -246,6 +258,9 @@ mod tests {
             (Setting::CreateSlot, "yes"),
             (Setting::StreamingWalsDirectory, "streaming"),
             (Setting::StreamingArchiverBatchSize, "-1"),
+            (Setting::StreamingPartialInterval, "999ms"),
+            (Setting::StreamingPartialInterval, "-1"),
+            (Setting::StreamingPartialInterval, "2d"),
             (Setting::PathPrefix, "bin"),
         ] {
             let error = parse(&[(setting, text)]).unwrap_err();
@@ -255,6 +270,25 @@ mod tests {
                     || text != "password=sesame"
                     || !format!("{error:?}").contains("sesame")
             );
+        }
+    }
+
+    #[test]
+    fn streaming_is_switched_as_postgresql_switches() {
+        let is_on = |text: &str| {
+            let mut settings = Settings::default();
+            settings.set(Setting::StreamingArchiver, text);
+            Streaming::is_on(&settings)
+        };
+        assert_eq!(Streaming::is_on(&Settings::default()), Ok(false));
+        for text in ["on", "ON", "true", "t", "tru", "yes", "y", "1"] {
+            assert_eq!(is_on(text), Ok(true), "{text}");
+        }
+        for text in ["off", "of", "false", "F", "no", "n", "0"] {
+            assert_eq!(is_on(text), Ok(false), "{text}");
+        }
+        for text in ["", "o", "onn", "2", "enabled"] {
+            assert_eq!(is_on(text).unwrap_err().subject(), "archiver.streaming_archiver", "{text}");
         }
     }
 }

@@ -6,13 +6,14 @@ use crate::durable::{self, StagedFile};
 use crate::error::{Error, Kind, Result};
 use crate::hash::{Content, Hash, Noted, NotedHash};
 use crate::identity::foreign_archive;
+use crate::part::{Part, received_bytes};
 use crate::place::Place;
 use crate::pulse::Pulse;
 use crate::regular_file::{self, Links};
 use crate::store::{Meta, Object};
-use crate::wal::{BadHeader, Expected, LongPageHeader, WalName};
+use crate::wal::{BadHeader, Expected, LongPageHeader, SegmentName, WalName};
 use std::borrow::Borrow;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -88,46 +89,105 @@ fn restore_once(place: &Place, request: &Request<'_>) -> Result<Restored> {
     ))
 }
 
-/// Restores the file, or its partial where that will do; nothing where neither is there.
+/// Restores the file, or what there is of it where that will do; nothing where neither is there.
 fn look(place: &Place, request: &Request<'_>) -> Result<Option<Restored>> {
-    let partial = match request.name {
-        WalName::Segment(segment) if request.or_partial => Some(WalName::Partial(segment)),
-        _ => None,
-    };
-    let names = [Some(request.name), partial].into_iter().flatten();
-    // What lies there in part was received after what an archived part holds: that ended a timeline.
-    let places = names.flat_map(|name| match name {
-        WalName::Partial(_) => [(name, false), (name, true)],
-        _ => [(name, true), (name, false)],
-    });
-    for (name, is_archive) in places {
-        let found = match is_archive {
-            true => place.open_wal(&name)?.map(|(stored, object)| (place.store.location(&stored.key), object)),
-            false => find_received(request, &name)?,
-        };
-        let Some((location, object)) = found else { continue };
-        // A segment says itself whose it is; a history file or a label does not.
-        if !name.is_wal() {
-            place.confirm_archive(request.system_identifier)?;
-        }
-        let size = put_in_place(request, |staged| match is_archive {
-            true => receive_into(staged, place, &name, request.system_identifier, object, &location),
-            false => {
-                // What is noted is what was archived, not what lies here.
-                let mut write = |bytes: &[u8]| staged.write_all(bytes).map_err(|error| staged.failed("write", &error));
-                let cluster = request.system_identifier;
-                let received = receive_noted(place, &name, cluster, object, &location, None, &mut write)?;
-                Ok(received.content)
-            }
-        })?;
-        return Ok(Some(Restored { name, location, size }));
+    if let Some((stored, object)) = place.open_wal(&request.name)? {
+        let location = place.store.location(&stored.key);
+        return from_archive(place, request, request.name, object, location).map(Some);
     }
-    Ok(None)
+    if let Some(received) = find_received(request, &request.name)? {
+        return from_streaming(place, request, request.name, received).map(Some);
+    }
+    match request.name {
+        WalName::Segment(segment) if request.or_partial => look_for_parts(place, request, segment),
+        _ => Ok(None),
+    }
+}
+
+/// Restores what there is of a segment that is whole nowhere: the longest part of what was received, and else what a timeline
+/// ended with, which was archived when that happened, and is the shorter one where the old server went on.
+fn look_for_parts(place: &Place, request: &Request<'_>, segment: SegmentName) -> Result<Option<Restored>> {
+    let partial = WalName::Partial(segment);
+    let received = find_received(request, &partial)?;
+    let received_bytes = received.as_ref().map_or(0, |received| received.bytes);
+    if let Some(part) = place.parts(Some(segment))?.pop().filter(|part| part.bytes > received_bytes) {
+        for key in place.part_keys(&part)? {
+            // It goes once there is better: then that is found in the next look.
+            let Some(object) = place.store.get(&key)? else { continue };
+            return from_part(place, request, &part, object, place.store.location(&key)).map(Some);
+        }
+        return Err(Error::new(Kind::Storage, part.to_string(), format!("the part \"{part}\" was there and is gone"))
+            .retry_if(true));
+    }
+    if let Some(received) = received {
+        return from_streaming(place, request, partial, received).map(Some);
+    }
+    let Some((stored, object)) = place.open_wal(&partial)? else { return Ok(None) };
+    let location = place.store.location(&stored.key);
+    from_archive(place, request, partial, object, location).map(Some)
+}
+
+fn from_archive(
+    place: &Place,
+    request: &Request<'_>,
+    name: WalName,
+    object: Object,
+    location: String,
+) -> Result<Restored> {
+    confirm_owner(place, request, &name)?;
+    let cluster = request.system_identifier;
+    let size = put_in_place(request, |staged| receive_into(staged, place, &name, cluster, object, &location))?;
+    Ok(Restored { name, location, size })
+}
+
+fn from_streaming(place: &Place, request: &Request<'_>, name: WalName, received: FoundReceived) -> Result<Restored> {
+    confirm_owner(place, request, &name)?;
+    let FoundReceived { object, location, .. } = received;
+    let size = put_in_place(request, |staged| {
+        // What is noted is what was archived, not what lies here.
+        let mut write = |bytes: &[u8]| staged.write_all(bytes).map_err(|error| staged.failed("write", &error));
+        let what = What { name: &name, system_identifier: request.system_identifier, part_bytes: None };
+        Ok(receive_noted(place, &what, object, &location, None, &mut write)?.content.size)
+    })?;
+    Ok(Restored { name, location, size })
+}
+
+/// The rest of the segment is zeros, as where it is received.
+fn from_part(place: &Place, request: &Request<'_>, part: &Part, object: Object, location: String) -> Result<Restored> {
+    let name = WalName::Partial(part.segment);
+    let size = put_in_place(request, |staged| {
+        let mut write = |bytes: &[u8]| staged.write_all(bytes).map_err(|error| staged.failed("write", &error));
+        let system_identifier = request.system_identifier;
+        let what = What { name: &name, system_identifier, part_bytes: Some(part.bytes) };
+        let received = receive_noted(place, &what, object, &location, None, &mut write)?;
+        let zeros = vec![0; 256 << 10];
+        let mut left = received.left_bytes;
+        while left > 0 {
+            let count = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            write(&zeros[..count])?;
+            left -= count as u64;
+        }
+        Ok(received.content.size + received.left_bytes)
+    })?;
+    Ok(Restored { name, location, size })
+}
+
+/// A segment says itself whose it is; a history file or a label does not.
+fn confirm_owner(place: &Place, request: &Request<'_>, name: &WalName) -> Result<()> {
+    if name.is_wal() { Ok(()) } else { place.confirm_archive(request.system_identifier) }
+}
+
+/// A file where WAL is received.
+struct FoundReceived {
+    location: String,
+    object: Object,
+    /// How much of it was received, where it is WAL.
+    bytes: u64,
 }
 
 /// The file of that name where WAL is received; nothing where none lies there, or none of it was received yet:
 /// pg_receivewal fills a new segment with zeros.
-fn find_received(request: &Request<'_>, name: &WalName) -> Result<Option<(String, Object)>> {
+fn find_received(request: &Request<'_>, name: &WalName) -> Result<Option<FoundReceived>> {
     let Some((directory, is_required)) = request.streaming_directory else { return Ok(None) };
     let path = directory.join(name.to_string());
     let failed = |error: &io::Error| Error::io("read file", &path, error);
@@ -139,31 +199,31 @@ fn find_received(request: &Request<'_>, name: &WalName) -> Result<Option<(String
         }
         Err(error) => return Err(failed(&error)),
     };
-    let mut head = Vec::with_capacity(LongPageHeader::LENGTH);
-    (&file).take(LongPageHeader::LENGTH as u64).read_to_end(&mut head).map_err(|error| failed(&error))?;
-    if matches!(name, WalName::Partial(_)) && head.iter().all(|byte| *byte == 0) {
+    let bytes = if name.is_wal() { received_bytes(&file).map_err(|error| failed(&error))? } else { 0 };
+    if matches!(name, WalName::Partial(_)) && bytes == 0 {
         return Ok(None);
     }
-    (&file).rewind().map_err(|error| failed(&error))?;
     let meta = Meta {
         stored_size: meta.len(),
         modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
         content: None,
         version: String::new(),
     };
-    Ok(Some((path.display().to_string(), Object { meta, body: Box::new(file) })))
+    let object = Object { meta, body: Box::new(file) };
+    Ok(Some(FoundReceived { location: path.display().to_string(), object, bytes }))
 }
 
-fn put_in_place(request: &Request<'_>, receive: impl FnOnce(&mut StagedFile<'_>) -> Result<Content>) -> Result<u64> {
+/// Puts what `receive` writes where it is wanted; answers what that does, the size.
+fn put_in_place(request: &Request<'_>, receive: impl FnOnce(&mut StagedFile<'_>) -> Result<u64>) -> Result<u64> {
     let destination = request.destination;
     let directory = durable::directory_of(destination);
     durable::sweep_leftovers(directory, TEMPORARY_PREFIX)?;
 
     let pulse = Pulse::new();
     let mut staged = StagedFile::create(directory, TEMPORARY_PREFIX, durable::mode_for_file_in(directory), &pulse)?;
-    let content = receive(&mut staged)?;
+    let size = receive(&mut staged)?;
     staged.replace(destination)?;
-    Ok(content.size)
+    Ok(size)
 }
 
 /// Writes the plain content of a stored file into `staged`, which may get another name only after that.
@@ -174,9 +234,9 @@ fn receive_into(
     system_identifier: Option<u64>,
     object: Object,
     location: &str,
-) -> Result<Content> {
+) -> Result<u64> {
     let mut write = |bytes: &[u8]| staged.write_all(bytes).map_err(|error| staged.failed("write", &error));
-    receive(place, name, system_identifier, object, location, &mut write).map(|received| received.content)
+    receive(place, name, system_identifier, object, location, &mut write).map(|received| received.content.size)
 }
 
 /// A stored file that was read back as what it was.
@@ -187,6 +247,16 @@ pub(crate) struct Received {
     pub stored_size: u64,
     /// Whether that was compared with what was noted when the file was stored; Barman notes nothing.
     pub is_compared: bool,
+    /// How much of the segment lies behind it, where it is a part.
+    left_bytes: u64,
+}
+
+/// What a stored file is to be.
+struct What<'a> {
+    name: &'a WalName,
+    system_identifier: Option<u64>,
+    /// How long, where it is a part of a segment.
+    part_bytes: Option<u64>,
 }
 
 /// The failure to read a stored file as what it is.
@@ -208,19 +278,20 @@ pub(crate) fn receive(
         Some(records) => records.find_sum(&place.layout, name)?.map(|sum| sum.noted),
         None => None,
     };
-    receive_noted(place, name, system_identifier, object, location, recorded, take)
+    let what = What { name, system_identifier, part_bytes: None };
+    receive_noted(place, &what, object, location, recorded, take)
 }
 
 /// The same of a file of which that was noted, if anything was.
 fn receive_noted(
     place: &Place,
-    name: &WalName,
-    system_identifier: Option<u64>,
+    what: &What<'_>,
     object: Object,
     location: &str,
     recorded: Option<Noted>,
     take: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<Received> {
+    let What { name, system_identifier, part_bytes } = *what;
     let unfit = |cause: &io::Error| Error::of_stored_copy(location, cause, DAMAGE_HINT);
     let damaged = |cause: String| damaged(location, cause);
     let (expected, stored_size) = (object.meta.content, object.meta.stored_size);
@@ -252,6 +323,7 @@ fn receive_noted(
     }
     let hash = Hash(hasher.finalize());
 
+    let mut left_bytes = 0;
     if name.is_wal() {
         let segment_size = check_segment(name, system_identifier, &head).map_err(|cause| match cause {
             BadHeader::SystemIdentifier { found, expected } => {
@@ -260,9 +332,11 @@ fn receive_noted(
             other => damaged(other.to_string()),
         })?;
         // PostgreSQL takes a wrong size for FATAL.
-        if size != segment_size {
-            return Err(damaged(format!("it is {size} bytes long, not {segment_size}")));
+        let expected = part_bytes.map_or(segment_size, |bytes| bytes.min(segment_size));
+        if size != expected {
+            return Err(damaged(format!("it is {size} bytes long, not {expected}")));
         }
+        left_bytes = segment_size - size;
     } else if size == 0 {
         return Err(damaged("it is empty".to_string()));
     }
@@ -282,7 +356,7 @@ fn receive_noted(
             (Some(false), _) => return Err(damaged("it reads as another content than was stored".to_string())),
         }
     }
-    Ok(Received { content, stored_size, is_compared })
+    Ok(Received { content, stored_size, is_compared, left_bytes })
 }
 
 /// The same failure to decode, with the place where it happened; the storage's own failures tell theirs.

@@ -5,7 +5,8 @@ use crate::error::{Error, Kind, Result};
 use crate::file_lock;
 use crate::incoming::RECEIVER_LOCK;
 use crate::mode::Mode;
-use crate::wal::{LongPageHeader, SegmentName, SegmentSize, WalName};
+use crate::part::received_bytes;
+use crate::wal::{LongPageHeader, Lsn, SegmentName, SegmentSize, WalName};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,12 +16,18 @@ use std::time::Duration;
 /// A hidden name is no WAL to anybody who reads the directory.
 const MARKER: &str = ".archiver.established";
 
-/// A streaming directory, held by one receiver alone.
-#[derive(Debug)]
+/// A streaming directory.
+#[derive(Clone, Debug)]
 pub struct Folder {
     path: PathBuf,
-    _lock: File,
 }
+
+/// The right to receive into a directory, which one has at a time; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Turn(#[expect(dead_code, reason = "its lock ends with it")] File);
+
+/// Who only looks whether somebody has it holds the lock for a moment.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The newest segment that lies there, whole or in part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +48,22 @@ pub enum Reset {
 }
 
 impl Folder {
-    /// Takes the directory, which is made where it is missing. Fails at once where another receiver has it.
-    pub fn take(path: &Path, mode: Mode) -> Result<Self> {
+    /// The directory at `path`, as it is.
+    pub fn at(path: &Path) -> Self {
+        Folder { path: path.to_path_buf() }
+    }
+
+    /// The same, which is made where it is missing.
+    pub fn make(path: &Path, mode: Mode) -> Result<Self> {
         // One above it, too: beside an archive that is still to begin. Never what storage is mounted on.
         durable::create_directory(durable::directory_of(path), mode)?;
         durable::create_directory(path, mode)?;
-        let lock_path = path.join(RECEIVER_LOCK);
+        Ok(Folder::at(path))
+    }
+
+    /// Takes the right to receive there. Fails where another receiver has it.
+    pub fn take(&self) -> Result<Turn> {
+        let lock_path = self.path.join(RECEIVER_LOCK);
         let open = || {
             OpenOptions::new()
                 .write(true)
@@ -57,9 +74,9 @@ impl Folder {
                 .open(&lock_path)
         };
         let lock = open().map_err(|error| Error::io("open lock file", &lock_path, &error))?;
-        let taken = file_lock::acquire(&lock, Duration::ZERO, || false);
+        let taken = file_lock::acquire(&lock, LOCK_PATIENCE, || false);
         if !taken.map_err(|error| Error::io("lock file", &lock_path, &error))? {
-            let shown = path.display().to_string();
+            let shown = self.path.display().to_string();
             return Err(Error::new(
                 Kind::Configuration,
                 shown.clone(),
@@ -67,7 +84,19 @@ impl Folder {
             )
             .hint("One receiver serves one directory: set another archiver.streaming_wals_directory."));
         }
-        Ok(Folder { path: path.to_path_buf(), _lock: lock })
+        Ok(Turn(lock))
+    }
+
+    /// Whether somebody receives into the directory at `path`.
+    pub fn is_taken(path: &Path) -> Result<bool> {
+        let lock_path = path.join(RECEIVER_LOCK);
+        let lock = match OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&lock_path) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(Error::io("open lock file", &lock_path, &error)),
+        };
+        let is_free = file_lock::acquire(&lock, Duration::ZERO, || false);
+        is_free.map(|is_free| !is_free).map_err(|error| Error::io("lock file", &lock_path, &error))
     }
 
     /// Where it is.
@@ -107,6 +136,20 @@ impl Folder {
         // Of both the whole one: pg_receivewal takes it for the last.
         let newest = newest.max_by_key(|(segment, is_partial)| (segment.streaming_order(), !is_partial));
         Ok(newest.map(|(segment, is_partial)| Newest { segment, is_partial }))
+    }
+
+    /// How far WAL was received; nothing where not even the beginning of that segment was.
+    pub fn received(&self, newest: &Newest, segment_size: SegmentSize) -> Result<Option<Lsn>> {
+        let path = self.path.join(newest.name().to_string());
+        let bytes = match File::open(&path).and_then(|file| received_bytes(&file)) {
+            // What the last pages of a whole one lack are zeros.
+            Ok(_) if !newest.is_partial => segment_size.bytes(),
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(Error::io("read file", &path, &error)),
+        };
+        let start = newest.segment.start(segment_size).filter(|_| bytes > 0);
+        Ok(start.map(|start| Lsn(start.0 + bytes)))
     }
 
     /// Mends the newest partial segment where a crash left it shorter than pg_receivewal makes it: emptied, it is received
@@ -184,7 +227,8 @@ impl Folder {
 }
 
 impl Newest {
-    fn name(&self) -> WalName {
+    /// The name of its file.
+    pub fn name(&self) -> WalName {
         if self.is_partial { WalName::Partial(self.segment) } else { WalName::Segment(self.segment) }
     }
 }
@@ -196,7 +240,7 @@ mod tests {
 
     fn folder_with(files: &[(&str, u64)]) -> (tempfile::TempDir, Folder) {
         let directory = tempfile::tempdir().unwrap();
-        let folder = Folder::take(&directory.path().join("streaming"), Mode::PRIVATE).unwrap();
+        let folder = Folder::make(&directory.path().join("streaming"), Mode::PRIVATE).unwrap();
         for (name, size) in files {
             File::create(folder.path().join(name)).unwrap().set_len(*size).unwrap();
         }
@@ -219,11 +263,14 @@ mod tests {
     #[test]
     fn a_directory_has_one_receiver() {
         let (_directory, folder) = folder_with(&[]);
-        let error = Folder::take(folder.path(), Mode::PRIVATE).unwrap_err();
+        assert!(!Folder::is_taken(folder.path()).unwrap());
+        let turn = folder.take().unwrap();
+        let error = folder.take().unwrap_err();
         assert!(error.message().starts_with("another receiver works in"), "{error}");
-        let path = folder.path().to_path_buf();
-        drop(folder);
-        Folder::take(&path, Mode::PRIVATE).unwrap();
+        assert!(Folder::is_taken(folder.path()).unwrap());
+        drop(turn);
+        assert!(!Folder::is_taken(folder.path()).unwrap());
+        folder.take().unwrap();
     }
 
     #[test]

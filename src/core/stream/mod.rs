@@ -4,15 +4,19 @@
 //! pg_receivewal finds where to go on by what lies in its directory (PostgreSQL manual, pg_receivewal): the newest segment
 //! stays there, archived or not, until there is a newer one.
 
+mod archiving;
 mod complaint;
 mod folder;
+mod parts;
 mod primary;
 mod receiver;
+mod standing;
 mod tools;
 
 pub use folder::{Folder, Newest, Reset};
-pub use primary::{Identified, Primary, Slot};
+pub use primary::{Answer, Identified, Primary, Slot};
 pub use receiver::Hear;
+pub use standing::{Heard, Seen, Standing, Trouble, lag_bytes, look};
 pub use tools::Tool;
 
 use crate::archive::{Archive, Episode};
@@ -21,31 +25,41 @@ use crate::error::{Error, Kind, Result};
 use crate::hash::HashKey;
 use crate::hooks::Say;
 use crate::identity::{Cluster, Marker};
-use crate::incoming::{Outcome, Queue};
 use crate::mode::Mode;
 use crate::pulse::Pulse;
 use crate::report::Report;
+use crate::state::unix_us;
+use crate::threads::with_signals_blocked;
 use crate::wal::SegmentName;
+use archiving::Target;
 use receiver::Receiver;
-use std::path::{Path, PathBuf};
+use standing::Teller;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant, SystemTime};
 
-/// How often the directory is looked at for whole segments.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Before a receiver that ended is started again: doubled from the first up to the last.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// How often the server is asked whether commits wait for the receiver: until it is started for that they wait for its
-/// next report, which comes every 10 s (PostgreSQL manual, pg_receivewal, `--status-interval`).
-const ASK_INTERVAL: Duration = Duration::from_secs(30);
+/// How often the server is asked where it stands, and whether commits wait for the receiver: until it is started for that
+/// they wait for its next report, which comes every 10 s (PostgreSQL manual, pg_receivewal, `--status-interval`).
+const ASK_INTERVAL: Duration = Duration::from_secs(10);
 /// One that ran so long had begun well.
 const GOOD_RUN: Duration = Duration::from_secs(60);
-/// Files that are archived before the receiver is looked after again.
-const MOST_AT_ONCE: usize = 16;
 const NO_ARCHIVE: &str = "Is the file system mounted? Give --begin where an archive is to begin.";
 const SHORT_WAIT: Duration = Duration::from_millis(50);
+
+/// How an archive that is not there is told from one that is to begin.
+#[derive(Clone, Debug)]
+pub enum Beginning {
+    /// By a file in the streaming directory. Where that lies in the archive itself nothing tells: none is begun then.
+    Remembered,
+    /// The same, but one is begun in any case.
+    Wanted,
+    /// By what a data directory remembers.
+    RememberedBy(Marker),
+}
 
 /// Something that people should hear.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,8 +82,9 @@ pub struct Streamer {
     psql: Tool,
     pulse: Arc<Pulse>,
     tell: Tell,
-    /// Whether it is remembered which archives were begun from here, on a file system that is mounted.
-    has_marker: bool,
+    teller: Teller,
+    /// Remembers which archives were begun from here, on a file system that is mounted.
+    marker: Option<Marker>,
     /// The secret of a cluster whose data directory is at hand, by its system identifier.
     hash_key: Option<(u64, HashKey)>,
     /// What hooks are told of as the server's configuration, where there is one.
@@ -77,26 +92,42 @@ pub struct Streamer {
 }
 
 impl Streamer {
-    /// Takes the streaming directory and finds the programs; the server is not asked yet. Fails where a program is missing,
-    /// or the directory another receiver's.
-    ///
-    /// Where it lies in the archive itself nothing tells an archive that is to begin from a file system that is not mounted:
-    /// only with `begins` it is begun.
-    pub fn new(config: Config, streaming: Streaming, begins: bool, pulse: Arc<Pulse>, tell: Tell) -> Result<Self> {
+    /// Makes the streaming directory and finds the programs; the server is not asked yet. Fails where a program is missing,
+    /// or the directory is another receiver's.
+    pub fn new(
+        config: Config,
+        streaming: Streaming,
+        beginning: Beginning,
+        pulse: Arc<Pulse>,
+        tell: Tell,
+    ) -> Result<Self> {
         let receivewal = Tool::find("pg_receivewal", &streaming.path_prefix)?;
         let psql = Tool::find("psql", &streaming.path_prefix)?;
         let (storage, mode) = match &config.destination.storage {
             StorageUrl::File { path, mode } => (Some(path.join(config.destination.server_name.to_string())), *mode),
             StorageUrl::S3(_) => (None, Mode::PRIVATE),
         };
-        let storage = storage.filter(|archive| streaming.directory.starts_with(archive) && !begins);
-        if let Some(archive) = storage.as_ref().filter(|archive| !archive.is_dir()) {
+        let around = storage.filter(|archive| streaming.directory.starts_with(archive));
+        let own_marker = Marker::new(Folder::at(&streaming.directory).marker_path());
+        let marker = match (beginning, &around) {
+            (Beginning::RememberedBy(marker), _) => Some(marker),
+            (Beginning::Remembered, Some(_)) => None,
+            (Beginning::Remembered, None) | (Beginning::Wanted, _) => Some(own_marker),
+        };
+        if let Some(archive) = around.filter(|archive| marker.is_none() && !archive.is_dir()) {
             let shown = archive.display().to_string();
             let message = format!("there is no archive at \"{shown}\"");
             return Err(Error::new(Kind::Identity, shown, message).hint(NO_ARCHIVE));
         }
-        let folder = Folder::take(&streaming.directory, mode)?;
-        let has_marker = storage.is_none();
+        let folder = Folder::make(&streaming.directory, mode)?;
+        folder.take().map(drop)?;
+        let standing = Standing {
+            pid: std::process::id().cast_signed(),
+            archiver_name: streaming.archiver_name.clone(),
+            slot_name: streaming.slot_name.clone(),
+            ..Standing::default()
+        };
+        let teller = Teller::new(folder.path(), standing);
         Ok(Streamer {
             config,
             streaming,
@@ -105,7 +136,8 @@ impl Streamer {
             psql,
             pulse,
             tell,
-            has_marker,
+            teller,
+            marker,
             hash_key: None,
             configuration_file: None,
         })
@@ -127,8 +159,10 @@ impl Streamer {
         Primary::new(&self.streaming.conninfo, &self.psql, &self.pulse)
     }
 
-    /// Lets receiving begin where the server is, or its slot, as [`Folder::reset`] does.
+    /// Lets receiving begin where the server is, or its slot, as [`Folder::reset`] does. While another process receives, that
+    /// is refused.
     pub fn reset(&self) -> Result<Reset> {
+        let _turn = self.folder.take()?;
         let (primary, server) = (self.primary(), self.primary().identify()?);
         let current = SegmentName::containing(server.timeline, server.position, server.segment_size);
         let slot =
@@ -138,18 +172,44 @@ impl Streamer {
         self.folder.reset(restart, current)
     }
 
-    /// Receives until the pulse is told to stop. What goes wrong is told, and tried again.
+    /// Receives, and archives what was received, until the pulse is told to stop. What goes wrong is told, and tried again;
+    /// meanwhile the directory is nobody's, so that somebody can reset it.
+    ///
+    /// The kernel ends pg_receivewal when the thread that calls this ends.
     pub fn run(&self) {
+        let target = Target::default();
+        thread::scope(|scope| {
+            let archive = || archiving::archive_what_comes(self, &target);
+            let spawned = with_signals_blocked(|| {
+                thread::Builder::new().name("archiver received".into()).spawn_scoped(scope, archive)
+            });
+            if let Err(error) = spawned {
+                let error = Error::io("start a thread of", &self.streaming.directory, &error);
+                (self.tell)(Note::Warning(Report::new("WAL is not being received", &error)));
+                return;
+            }
+            self.receive_again_and_again(&target);
+        });
+        self.teller.note(|standing| standing.receivewal_pid = None);
+        self.teller.tell(true);
+    }
+
+    fn receive_again_and_again(&self, target: &Target) {
         let (mut episode, mut pause) = (Episode::default(), FIRST_PAUSE);
         while !self.pulse.is_stopped() {
             let began = Instant::now();
-            let Err(error) = self.receive() else { continue };
+            let received = self.receive(target);
+            self.teller.note(|standing| (standing.receivewal_pid, standing.receiving_since_us) = (None, None));
+            let Err(error) = received else { continue };
             if self.pulse.is_stopped() {
                 return;
             }
             if began.elapsed() > GOOD_RUN {
                 (episode, pause) = (Episode::default(), FIRST_PAUSE);
             }
+            self.teller.note(|standing| {
+                standing.receiving = Some(Trouble::after(standing.receiving.take(), &error));
+            });
             if let Some(failures) = episode.fail(&error, Instant::now()) {
                 let report = Report::new("WAL is not being received", &error);
                 let again = format!("It is tried again in {} s.", pause.as_secs());
@@ -165,23 +225,21 @@ impl Streamer {
     fn wait(&self, pause: Duration) {
         let until = Instant::now() + pause;
         while !self.pulse.is_stopped() && Instant::now() < until {
+            self.teller.tell(false);
             sleep(SHORT_WAIT);
         }
     }
 
-    /// One run of pg_receivewal, archiving beside it. Ends well where it is to be started anew at once, and where the pulse was
-    /// told to stop.
-    fn receive(&self) -> Result<()> {
+    /// One run of pg_receivewal. Ends well where it is to be started anew at once, and where the pulse was told to stop.
+    fn receive(&self, target: &Target) -> Result<()> {
+        let _turn = self.folder.take()?;
         let primary = self.primary();
         let server = primary.identify()?;
-        // An older one does not know this server's protocol, a newer one knows older servers' (PostgreSQL, receivelog.c,
-        // `CheckServerVersionForStreaming`).
-        if self.receivewal.major < server.major {
-            let (path, ours, theirs) = (self.receivewal.path.display(), self.receivewal.major, server.major);
-            let message = format!("\"{path}\" is of version {ours}, and the server of version {theirs}");
-            return Err(Error::new(Kind::Configuration, "pg_receivewal", message)
-                .hint("It must not be older than the server: name a newer one's directory in archiver.path_prefix."));
-        }
+        self.teller.note(|standing| {
+            standing.system_identifier = Some(server.system_identifier);
+            standing.segment_bytes = Some(server.segment_size.bytes());
+        });
+        self.confirm_version(&server)?;
         if let Some(slot) = &self.streaming.slot_name {
             self.confirm_slot(&primary, slot, true)?;
         }
@@ -189,60 +247,106 @@ impl Streamer {
         if let Some(mended) = self.folder.mend_partial(server.segment_size)? {
             (self.tell)(Note::Log(format!("\"{mended}\" was cut short by a crash and is received again")));
         }
+        self.aim(target, &server)?;
+        let tell = Arc::clone(&self.tell);
+        let hear: Hear = Arc::new(move |line| tell(Note::Log(line.to_string())));
+        let is_synchronous = primary.is_synchronous(&self.streaming.archiver_name).unwrap_or(false);
+        let started = Receiver::start(&self.receivewal, &self.streaming, is_synchronous, hear);
+        let mut receiver = started.map_err(|error| Error::io("run", &self.receivewal.path, &error))?;
+        self.teller.note(|standing| {
+            standing.receivewal_pid = Some(receiver.pid());
+            standing.receiving_since_us = Some(unix_us(SystemTime::now()));
+        });
+        self.teller.tell(true);
+        let (began, mut asked) = (Instant::now(), None::<Instant>);
+        while !self.pulse.is_stopped() {
+            if let Some(error) = receiver.ended() {
+                return Err(error);
+            }
+            // Once it has begun, the server can say so.
+            let is_due = asked.map_or(began.elapsed() > FIRST_PAUSE, |asked| asked.elapsed() > ASK_INTERVAL);
+            if is_due {
+                // Where it cannot be known nothing changes.
+                let now = self.ask(&primary).unwrap_or(is_synchronous);
+                if now != is_synchronous {
+                    let what = if now { "wait" } else { "no longer wait" };
+                    (self.tell)(Note::Log(format!("commits {what} for this receiver: it is started again")));
+                    break;
+                }
+                asked = Some(Instant::now());
+            }
+            self.teller.tell(false);
+            sleep(SHORT_WAIT);
+        }
+        receiver.end();
+        Ok(())
+    }
+
+    /// Asks the server where it stands, takes note of that, and answers whether commits wait for the receiver.
+    fn ask(&self, primary: &Primary<'_>) -> Option<bool> {
+        let streaming = &self.streaming;
+        let answer = primary.answer(&streaming.archiver_name, streaming.slot_name.as_deref()).ok()?;
+        let at_us = unix_us(SystemTime::now());
+        let seen = look(self.folder.path()).ok().and_then(|seen| seen.received);
+        self.teller.note(|standing| {
+            // It is connected.
+            standing.receiving = None;
+            standing.told = answer.told.map(|lsn| lsn.0);
+            standing.is_synchronous = answer.is_synchronous;
+            standing.sync_state = answer.sync_state;
+            standing.is_slot_active = answer.is_slot_active;
+            standing.slot_wal_status = answer.slot_wal_status;
+            standing.hear(Heard { at_us, position: answer.position.0 }, seen.max(answer.told));
+        });
+        answer.is_synchronous
+    }
+
+    /// An older one does not know this server's protocol, a newer one knows older servers' (PostgreSQL, receivelog.c,
+    /// `CheckServerVersionForStreaming`).
+    fn confirm_version(&self, server: &Identified) -> Result<()> {
+        if self.receivewal.major >= server.major {
+            return Ok(());
+        }
+        let (path, ours, theirs) = (self.receivewal.path.display(), self.receivewal.major, server.major);
+        let message = format!("\"{path}\" is of version {ours}, and the server of version {theirs}");
+        Err(Error::new(Kind::Configuration, "pg_receivewal", message)
+            .hint("It must not be older than the server: name a newer one's directory in archiver.path_prefix."))
+    }
+
+    /// Sees that what that server sends may be archived, and to which archive.
+    fn aim(&self, target: &Target, server: &Identified) -> Result<()> {
         let cluster = Cluster {
             system_identifier: server.system_identifier,
             major: server.major,
             segment_size: server.segment_size,
             hash_key: self.hash_key.filter(|(cluster, _)| *cluster == server.system_identifier).map(|(_, key)| key),
         };
-        let marker = self.has_marker.then(|| Marker::new(self.folder.marker_path()));
-        let archive = Archive::new(self.config.clone(), cluster, marker, Arc::clone(&self.pulse))?;
+        let archive = match target.get().filter(|archive| *archive.cluster() == cluster) {
+            Some(archive) => archive,
+            None => {
+                let archive = Archive::new(self.config.clone(), cluster, self.marker.clone(), Arc::clone(&self.pulse))?;
+                let tell = Arc::clone(&self.tell);
+                let say: Say = Arc::new(move |note| {
+                    tell(match note.is_trouble {
+                        true => Note::Warning(Report { message: note.message, detail: None, hint: None }),
+                        false => Note::Log(note.message),
+                    });
+                });
+                Arc::new(archive.with_hooks_of(self.configuration_file.as_deref(), say))
+            }
+        };
         // A storage that does not answer keeps nobody from receiving.
         if let Err(error) = archive.confirm_begun()
             && error.kind() == Kind::Identity
         {
             match archive.has_identity()? {
                 true => return Err(error),
-                false if !self.has_marker => return Err(error.hint(NO_ARCHIVE)),
+                false if self.marker.is_none() => return Err(error.hint(NO_ARCHIVE)),
                 false => {}
             }
         }
         archive.refuse_root_in_anothers()?;
-        let tell = Arc::clone(&self.tell);
-        let say: Say = Arc::new(move |note| {
-            tell(match note.is_trouble {
-                true => Note::Warning(Report { message: note.message, detail: None, hint: None }),
-                false => Note::Log(note.message),
-            });
-        });
-        let archive = archive.with_hooks_of(self.configuration_file.as_deref(), say);
-        let tell = Arc::clone(&self.tell);
-        let hear: Hear = Arc::new(move |line| tell(Note::Log(line.to_string())));
-        let is_synchronous = primary.is_synchronous(&self.streaming.archiver_name).unwrap_or(false);
-        let started = Receiver::start(&self.receivewal, &self.streaming, is_synchronous, hear);
-        let mut receiver = started.map_err(|error| Error::io("run", &self.receivewal.path, &error))?;
-        let mut archiving = Archiving { streamer: self, archive, episode: Episode::default(), next: Instant::now() };
-        let mut asked = Instant::now();
-        while !self.pulse.is_stopped() {
-            if asked.elapsed() > ASK_INTERVAL {
-                // Where it cannot be known nothing changes.
-                let now = primary.is_synchronous(&self.streaming.archiver_name).unwrap_or(is_synchronous);
-                if now != is_synchronous {
-                    let what = if now { "wait" } else { "no longer wait" };
-                    (self.tell)(Note::Log(format!("commits {what} for this receiver: it is started again")));
-                    break;
-                }
-                asked = Instant::now();
-            }
-            if let Some(error) = receiver.ended() {
-                // What it left whole waits for nobody.
-                archiving.archive_now();
-                return Err(error);
-            }
-            archiving.archive_when_due();
-            sleep(SHORT_WAIT);
-        }
-        receiver.end();
+        target.set(archive);
         Ok(())
     }
 
@@ -279,68 +383,5 @@ impl Streamer {
             );
         }
         Ok(Some(slot))
-    }
-}
-
-/// The archive beside a receiver, and how archiving to it goes.
-struct Archiving<'a> {
-    streamer: &'a Streamer,
-    archive: Archive,
-    episode: Episode,
-    next: Instant,
-}
-
-impl Archiving<'_> {
-    fn archive_when_due(&mut self) {
-        if Instant::now() >= self.next {
-            self.archive_now();
-            // From its end: an archive that fails slowly is not asked without a pause.
-            self.next = Instant::now() + LOOK_INTERVAL;
-        }
-    }
-
-    fn archive_now(&mut self) {
-        let Streamer { folder, streaming, tell, .. } = self.streamer;
-        let (mut failed, mut has_archived) = (None, false);
-        let mut each = |path: &Path, outcome: Outcome| match outcome {
-            Outcome::Archived | Outcome::AlreadyArchived => has_archived = true,
-            Outcome::Skipped(_) => {}
-            Outcome::SetAside { cause, location } => {
-                let cause = cause.hint(format!("It lies at \"{location}\" now."));
-                tell(Note::Warning(Report::new(&format!("could not archive file \"{}\"", path.display()), &cause)));
-            }
-            Outcome::Failed(error) | Outcome::NotRemoved(error) => {
-                failed = failed.take().or(Some((path.to_path_buf(), error)))
-            }
-        };
-        let run = Queue::of_streaming_directory(folder.path()).and_then(|queue| {
-            let queue =
-                queue.in_batches_of(Some(streaming.batch_size.map_or(MOST_AT_ONCE, |files| files.min(MOST_AT_ONCE))));
-            let archived = queue.archive(&self.archive, &mut each);
-            let put = |path: &Path, reason| self.archive.set_aside(path, reason);
-            archived.and(queue.set_refused_aside(Some(&put), &mut each))
-        });
-        let now = Instant::now();
-        let failed = failed.or_else(|| run.err().map(|error| (folder.path().to_path_buf(), error)));
-        match failed {
-            _ if self.streamer.pulse.is_stopped() => {}
-            Some((path, error)) => {
-                if let Some(failures) = self.episode.fail(&error, now) {
-                    let report = Report::new(&format!("could not archive \"{}\"", path.display()), &error);
-                    let again = if failures > 1 {
-                        format!("{failures} attempts have failed since that was told last.")
-                    } else {
-                        String::new()
-                    };
-                    tell(Note::Warning(if again.is_empty() { report } else { report.add_detail(&again) }));
-                }
-            }
-            None if has_archived => {
-                if let Some(recovered) = self.episode.succeed(now) {
-                    tell(Note::Log(format!("received WAL is archived again, after {} s", recovered.lasted.as_secs())));
-                }
-            }
-            None => {}
-        }
     }
 }

@@ -52,6 +52,23 @@ pub struct Slot {
     pub wal_status: Option<String>,
 }
 
+/// How it stands with a receiver, in so far as that may be known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// How far the server's WAL is flushed.
+    pub position: Lsn,
+    /// Whether commits wait for the receiver, by the server's setting.
+    pub is_synchronous: Option<bool>,
+    /// `sync`, `potential`, `quorum` or `async`.
+    pub sync_state: Option<String>,
+    /// How far the receiver has told the server that it wrote.
+    pub told: Option<Lsn>,
+    /// Whether its slot is in use.
+    pub is_slot_active: Option<bool>,
+    /// What the server says of the WAL it keeps for it.
+    pub slot_wal_status: Option<String>,
+}
+
 type Row = Vec<Option<String>>;
 
 impl<'a> Primary<'a> {
@@ -111,6 +128,54 @@ impl<'a> Primary<'a> {
         Some(names_standby(text(&row, 0).unwrap_or_default(), name))
     }
 
+    /// How it stands with the receiver of that name and its slot. Where the server lets the role connect for replication
+    /// only, less is known.
+    pub fn answer(&self, archiver_name: &str, slot: Option<&str>) -> Result<Answer> {
+        // Every role sees its own receiver, and all slots.
+        let query = format!(
+            "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_receive_lsn() \
+             ELSE pg_catalog.pg_current_wal_flush_lsn() END, r.sync_state, r.write_lsn, s.active, s.wal_status, \
+             pg_catalog.current_setting('synchronous_standby_names') FROM (SELECT) AS one \
+             LEFT JOIN (SELECT sync_state, write_lsn FROM pg_catalog.pg_stat_replication \
+             WHERE application_name = {} AND state = 'streaming' LIMIT 1) AS r ON true \
+             LEFT JOIN pg_catalog.pg_replication_slots AS s ON s.slot_name = {} AND s.slot_type = 'physical'",
+            literal(archiver_name),
+            literal(slot.unwrap_or_default()),
+        );
+        if let Ok(rows) = self.ask(false, &query, 6)
+            && let Some(row) = rows.last()
+            && let Some(position) = text(row, 0).and_then(Lsn::parse)
+        {
+            return Ok(Answer {
+                position,
+                sync_state: text(row, 1).map(str::to_string),
+                told: text(row, 2).and_then(Lsn::parse),
+                is_slot_active: text(row, 3).map(|active| active == "t"),
+                slot_wal_status: text(row, 4).map(str::to_string),
+                is_synchronous: text(row, 5).map(|names| names_standby(names, archiver_name)),
+            });
+        }
+        Ok(Answer {
+            position: self.identify()?.position,
+            is_synchronous: self.is_synchronous(archiver_name),
+            sync_state: None,
+            told: None,
+            is_slot_active: None,
+            slot_wal_status: None,
+        })
+    }
+
+    /// `minimal`, `replica` or `logical`.
+    pub fn wal_level(&self) -> Result<String> {
+        let row = self.one("SHOW wal_level", 1)?;
+        text(&row, 0).map(str::to_string).ok_or_else(|| senseless("SHOW wal_level", &row))
+    }
+
+    /// Fails where the role may not connect to a database, to ask what a replication connection does not tell.
+    pub fn connect(&self) -> Result<()> {
+        self.ask(false, "SELECT 1", 1).map(drop)
+    }
+
     fn one(&self, command: &str, columns: usize) -> Result<Row> {
         self.ask(true, command, columns)?.pop().ok_or_else(|| senseless(command, &Vec::new()))
     }
@@ -154,6 +219,11 @@ impl<'a> Primary<'a> {
             Outcome::Cut(_) => Err(Error::new(Kind::Interrupted, "psql", "stopped before the server answered")),
         }
     }
+}
+
+/// A text in SQL, whatever `standard_conforming_strings` says.
+fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
 /// Whether that list holds the name, without regard to case (syncrep.c, `SyncRepGetStandbyPriority`).

@@ -77,6 +77,11 @@ impl Receiver {
         Ok(receiver)
     }
 
+    /// Its process.
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
     /// Why it ended, once it has.
     pub fn ended(&mut self) -> Option<Error> {
         // Its end was taken by somebody else where there is an error: it has ended.
@@ -104,7 +109,7 @@ impl Receiver {
     }
 
     fn stop(&mut self) {
-        let pid = Pid::from_raw(self.child.id().cast_signed());
+        let pid = Pid::from_raw(self.pid());
         let has_ended = |child: &mut Child| child.try_wait().map_or(true, |status| status.is_some());
         let deadline = Instant::now() + END_PATIENCE;
         // Not reaped yet, so that the number is its own.

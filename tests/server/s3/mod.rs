@@ -7,6 +7,7 @@ mod outages;
 mod process;
 mod races;
 mod settings;
+mod streaming;
 
 use crate::cluster::{Cluster, has_equal_content, text};
 use archiver_tests::fault_proxy::FaultProxy;

@@ -1,0 +1,175 @@
+//! Parts of a segment that is being received: put beside the archived files, once each, and restored where nothing better is.
+
+use archiver_core::archive::Archive;
+use archiver_core::codec::Compression;
+use archiver_core::config::Setting;
+use archiver_core::error::{Error, Kind};
+use archiver_core::part::Part;
+use archiver_core::restore::{Request, Restored, restore};
+use archiver_core::wal::WalName;
+use archiver_tests::gpg::Gpg;
+use archiver_tests::{Site, archive_file, wal_name};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const PARTIAL: &str = "000000010000000000000003.partial";
+
+/// A streaming directory in which so much of segment 3 was received.
+fn receive(site: &Site, bytes: u64) -> PathBuf {
+    let name = wal_name(PARTIAL);
+    let mut content = site.content(&name);
+    content[usize::try_from(bytes).unwrap()..].fill(0);
+    // The last byte that was received is none of the zeros.
+    content[usize::try_from(bytes).unwrap() - 1] = 7;
+    let directory = site.path("streaming");
+    fs::create_dir_all(&directory).unwrap();
+    let path = directory.join(PARTIAL);
+    fs::write(&path, &content).unwrap();
+    path
+}
+
+fn part(bytes: u64) -> Part {
+    Part { segment: wal_name(PARTIAL).segment().unwrap(), bytes }
+}
+
+fn put(site: &Site, archive: &Archive, bytes: u64) -> Vec<u8> {
+    let file = receive(site, bytes);
+    archive.put_part(&part(bytes), &file).unwrap();
+    fs::read(file).unwrap()
+}
+
+fn ask(site: &Site, or_partial: bool, streaming_directory: Option<&Path>) -> Result<(Restored, Vec<u8>), Error> {
+    let destination = site.path("restored");
+    let request = Request {
+        name: WalName::Segment(part(0).segment),
+        destination: &destination,
+        or_partial,
+        streaming_directory: streaming_directory.map(|path| (path, true)),
+        system_identifier: Some(site.cluster.system_identifier),
+        retry_timeout: Duration::from_millis(100),
+    };
+    restore(|| Ok(site.place()), &request).map(|restored| (restored, fs::read(&destination).unwrap()))
+}
+
+#[test]
+fn the_longest_part_is_restored_and_the_rest_of_the_segment_is_zeros() {
+    let gpg = Gpg::new();
+    gpg.add_key("reader", "future-default", "", "never");
+    // Segments of 16 MB do not fit into that memory: those are read twice.
+    for (compression, segment_mb, is_encrypted) in [
+        ("none", 1, false),
+        ("zstd", 1, false),
+        ("none", 16, false),
+        ("gzip", 16, false),
+        ("zstd", 1, true),
+        ("none", 16, true),
+    ] {
+        let site = Site::with_segments_of(segment_mb << 20);
+        let site = site.with(Setting::Compression, compression).with(Setting::MemoryLimit, "32MB");
+        let site = if is_encrypted { site.encrypting(&gpg, "reader") } else { site };
+        let archive = site.archive();
+        put(&site, &archive, 5_000);
+        let longest = put(&site, &archive, 700_001);
+        put(&site, &archive, 100_000);
+        assert_eq!(archive.parts().unwrap(), [part(5_000), part(100_000), part(700_001)]);
+        assert_eq!(ask(&site, false, None).unwrap_err().kind(), Kind::NotFound);
+        let (restored, content) = ask(&site, true, None).unwrap();
+        assert!(content == longest, "{compression}");
+        assert_eq!((restored.name.to_string(), restored.size), (PARTIAL.to_string(), content.len() as u64));
+        assert!(restored.location.ends_with("main/partial/000000010000000000000003.700001"), "{}", restored.location);
+        // Once, and never over anything.
+        archive.put_part(&part(700_001), &receive(&site, 700_001)).unwrap();
+        archive.remove_part(&part(5_000)).unwrap();
+        archive.remove_part(&part(5_000)).unwrap();
+        assert_eq!(archive.parts().unwrap(), [part(100_000), part(700_001)]);
+        // The catalogue and the sums are of whole files.
+        assert!(site.catalogue().is_empty());
+        assert!(!site.storage().join("main/sums").exists());
+    }
+}
+
+#[test]
+fn what_is_better_than_a_part_comes_before_it() {
+    let site = Site::new();
+    let archive = site.archive();
+    let kept = put(&site, &archive, 300_000);
+    // What lies in the streaming directory counts where more of it was received.
+    let received = fs::read(receive(&site, 400_000)).unwrap();
+    let streaming = site.path("streaming");
+    assert!(ask(&site, true, Some(&streaming)).unwrap().1 == received);
+    receive(&site, 200_000);
+    assert!(ask(&site, true, Some(&streaming)).unwrap().1 == kept);
+    // One that a crash has cut short was received again from its beginning.
+    fs::write(streaming.join(PARTIAL), b"").unwrap();
+    assert!(ask(&site, true, Some(&streaming)).unwrap().1 == kept);
+    // A whole one comes before all.
+    let whole = site.offer_segment(3);
+    archive_file(&archive, &whole).unwrap();
+    let (restored, content) = ask(&site, true, Some(&streaming)).unwrap();
+    assert!(content == fs::read(&whole.path).unwrap());
+    assert_eq!(restored.name, whole.name);
+}
+
+#[test]
+fn a_part_of_a_promotions_is_restored_where_no_other_was_kept() {
+    let site = Site::new();
+    let archive = site.archive();
+    let name = wal_name(PARTIAL);
+    let promoted = site.offer(&name, &site.content(&name));
+    archive_file(&archive, &promoted).unwrap();
+    assert!(ask(&site, true, None).unwrap().1 == fs::read(&promoted.path).unwrap());
+    let kept = put(&site, &archive, 300_000);
+    assert!(ask(&site, true, None).unwrap().1 == kept);
+}
+
+#[test]
+fn another_part_of_the_same_name_is_refused_and_a_damaged_one_is_not_restored() {
+    for compression in ["none", "zstd"] {
+        let site = Site::new().with(Setting::Compression, compression);
+        let archive = site.archive();
+        put(&site, &archive, 300_000);
+        let file = receive(&site, 300_000);
+        let mut content = fs::read(&file).unwrap();
+        content[200_000] ^= 1;
+        fs::write(&file, content).unwrap();
+        let error = archive.put_part(&part(300_000), &file).unwrap_err();
+        assert_eq!(error.kind(), Kind::Conflict, "{error}");
+
+        let path = site.storage().join("main/partial").join(part(300_000).to_string());
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        let error = ask(&site, true, None).unwrap_err();
+        assert_eq!(error.kind(), Kind::Damaged, "{compression}: {error}");
+    }
+}
+
+#[test]
+fn a_part_of_another_cluster_or_of_less_than_it_says_is_refused() {
+    let site = Site::new();
+    let archive = site.archive();
+    let file = receive(&site, 300_000);
+    fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(200_000).unwrap();
+    let error = archive.put_part(&part(300_000), &file).unwrap_err();
+    assert!(error.message().contains("it is 200000 bytes long, not 300000"), "{error}");
+    let file = receive(&site, 300_000);
+    let mut content = fs::read(&file).unwrap();
+    content[24] ^= 1;
+    fs::write(&file, content).unwrap();
+    let error = archive.put_part(&part(300_000), &file).unwrap_err();
+    assert!(error.message().contains("was written by the cluster with system identifier"), "{error}");
+    assert!(archive.parts().unwrap().is_empty());
+}
+
+#[test]
+fn parts_are_no_wal_to_whoever_looks_through_the_archive() {
+    let site = Site::new().with(Setting::Compression, Compression::Zstd.name());
+    let archive = site.archive();
+    put(&site, &archive, 300_000);
+    archive_file(&archive, &site.offer_segment(1)).unwrap();
+    archive_file(&archive, &site.offer_segment(2)).unwrap();
+    assert_eq!(site.assert_agreement().len(), 2);
+    let listed = site.place().list_wal(None, 10).unwrap();
+    assert_eq!(listed.len(), 2);
+    assert_eq!(site.place().list_wal(None, 1).unwrap().len(), 1);
+}
