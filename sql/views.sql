@@ -111,6 +111,89 @@ $$;
 
 CREATE VIEW archiver.status AS SELECT * FROM archiver.status();
 
+-- How streaming stands: one row always, NULL where a thing is not known.
+CREATE FUNCTION archiver.receive_wal_status() RETURNS TABLE (
+    streaming_archiver boolean,
+    directory text,
+    running boolean,
+    pid integer,
+    receiving_since timestamptz,
+    current_file text,
+    received_lsn pg_lsn,
+    server_lsn pg_lsn,
+    server_lsn_at timestamptz,
+    lag_bytes bigint,
+    lag_seconds double precision,
+    archiver_name text,
+    slot_name text,
+    slot_active boolean,
+    slot_wal_status text,
+    synchronous boolean,
+    sync_state text,
+    waiting_files bigint,
+    last_archived_wal text,
+    last_archived_at timestamptz,
+    last_part text,
+    last_part_at timestamptz,
+    last_error text,
+    failing_since timestamptz
+)
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT
+        f.streaming_archiver,
+        f.directory,
+        f.running,
+        f.pid,
+        to_timestamp(f.receiving_since_us / 1e6),
+        f.current_file,
+        f.received_lsn,
+        f.server_lsn,
+        to_timestamp(f.server_lsn_us / 1e6),
+        f.lag_bytes,
+        f.lag_seconds,
+        f.archiver_name,
+        f.slot_name,
+        f.slot_active,
+        f.slot_wal_status,
+        f.synchronous,
+        f.sync_state,
+        f.waiting_files,
+        f.last_archived_wal,
+        to_timestamp(f.last_archived_us / 1e6),
+        f.last_part,
+        to_timestamp(f.last_part_us / 1e6),
+        f.last_error,
+        to_timestamp(f.failing_since_us / 1e6)
+    FROM jsonb_to_record(archiver.receive_wal_facts()) AS f(
+            streaming_archiver boolean,
+            directory text,
+            running boolean,
+            pid integer,
+            receiving_since_us double precision,
+            current_file text,
+            received_lsn pg_lsn,
+            server_lsn pg_lsn,
+            server_lsn_us double precision,
+            lag_bytes bigint,
+            lag_seconds double precision,
+            archiver_name text,
+            slot_name text,
+            slot_active boolean,
+            slot_wal_status text,
+            synchronous boolean,
+            sync_state text,
+            waiting_files bigint,
+            last_archived_wal text,
+            last_archived_us double precision,
+            last_part text,
+            last_part_us double precision,
+            last_error text,
+            failing_since_us double precision
+        );
+$$;
+
 -- Files that were refused (the archive holds another of that name) or set aside, oldest first.
 CREATE FUNCTION archiver.errors() RETURNS TABLE (
     name text,
@@ -140,6 +223,9 @@ COMMENT ON FUNCTION archiver.list_wal(text, text) IS 'archived files between two
 COMMENT ON FUNCTION archiver.gaps() IS 'segments that the archive lacks between those that it holds';
 COMMENT ON FUNCTION archiver.verify(text, text) IS 'whether each archived file between two names, both included, is what was archived';
 COMMENT ON FUNCTION archiver.rebuild_catalogue() IS 'makes catalogue and sums of a local archive anew from what is stored';
+COMMENT ON FUNCTION archiver.receive_wal_status() IS 'how receiving WAL while it is written stands, one row';
+COMMENT ON FUNCTION archiver.receive_wal_facts() IS 'what archiver.receive_wal_status() is made from';
+COMMENT ON FUNCTION archiver.reset_receive_wal() IS 'lets receiving begin where the server or its slot is; the archive keeps a gap';
 COMMENT ON FUNCTION archiver.error_rows() IS 'what archiver.errors() is made from';
 COMMENT ON FUNCTION archiver.status() IS 'how archiving stands, one row';
 COMMENT ON VIEW archiver.status IS 'how archiving stands, one row';
@@ -151,6 +237,6 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA archiver FROM PUBLIC;
 GRANT USAGE ON SCHEMA archiver TO pg_monitor;
 GRANT EXECUTE ON FUNCTION
     archiver.facts(text), archiver.status(), archiver.check(boolean), archiver.queue(),
-    archiver.error_rows(), archiver.errors()
+    archiver.error_rows(), archiver.errors(), archiver.receive_wal_facts(), archiver.receive_wal_status()
 TO pg_monitor;
 GRANT SELECT ON archiver.status TO pg_monitor;

@@ -7,8 +7,9 @@
 //! ```text
 //! src/core      what archiving is: names, codecs, storage, the pool, restoring. Knows no PostgreSQL (`archiver_core`).
 //! src/pg        what PostgreSQL is: callbacks, settings, messages, SQL functions. The only room that uses pgrx.
-//!   ffi         every declaration and call of C; with module, the only rooms with `unsafe`
+//!   ffi         every declaration and call of C; with module and worker, which C calls, the only rooms with `unsafe`
 //!   module      the archive module's callbacks and the wait for a file
+//!   worker      the background worker that receives WAL
 //!   guc         the settings of postgresql.conf, as texts
 //!   report      messages in the server log
 //!   off_thread  work that may hang, done beside a thread that can be cancelled
@@ -30,4 +31,5 @@ pub mod pg_test;
 #[pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     pg::guc::define();
+    pg::worker::register();
 }

@@ -83,7 +83,8 @@ impl Row {
         Row { name, verdict: Verdict::Failed, detail, hint: error.hint_text().map(str::to_string) }
     }
 
-    fn of(name: &'static str, judged: Result<Row>) -> Self {
+    /// What was judged, or why it could not be.
+    pub fn of(name: &'static str, judged: Result<Row>) -> Self {
         judged.unwrap_or_else(|error| Row::of_error(name, &error))
     }
 }

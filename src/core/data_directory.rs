@@ -104,6 +104,18 @@ pub fn writer(files: &[WalFile]) -> Result<Cluster> {
     Ok(Cluster { system_identifier, major, segment_size, hash_key: None })
 }
 
+/// A connection string that leads to the server that runs in that directory: by its first socket directory, where it has
+/// one. As the server says in `postmaster.pid` (pidfile.h); nothing where none runs.
+pub fn conninfo_of_server(data_directory: &Path) -> Option<String> {
+    const PORT: usize = 3;
+    const SOCKET_DIRECTORY: usize = 4;
+    let lines = fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+    let line = |number| lines.lines().nth(number).map(str::trim).filter(|text| !text.is_empty());
+    let port: u16 = line(PORT)?.parse().ok()?;
+    let host = line(SOCKET_DIRECTORY).unwrap_or("localhost");
+    Some(format!("host='{}' port={port}", host.replace('\\', "\\\\").replace('\'', "\\'")))
+}
+
 /// The size of that cluster's WAL segments, as the first says that is found in its `pg_wal`; nothing where none does.
 pub fn segment_size(data_directory: &Path, system_identifier: u64) -> Option<SegmentSize> {
     let is_ours = |header: &LongPageHeader| header.system_identifier == system_identifier;
@@ -167,6 +179,20 @@ mod tests {
         fs::write(pg_wal.join("000000010000000000000002"), [0; 40]).unwrap();
         fs::write(pg_wal.join(NAME), header(7, 1 << 20).to_bytes()).unwrap();
         directory
+    }
+
+    #[test]
+    fn a_server_says_how_it_is_reached() {
+        let directory = tempfile::tempdir().unwrap();
+        let said = |text: &str| {
+            fs::write(directory.path().join("postmaster.pid"), text).unwrap();
+            conninfo_of_server(directory.path())
+        };
+        assert_eq!(conninfo_of_server(directory.path()), None);
+        let all = "4711\n/data\n1700000000\n5433\n/run/it's\nlocalhost\n 123 456\nready   \n";
+        assert_eq!(said(all).as_deref(), Some(r"host='/run/it\'s' port=5433"));
+        assert_eq!(said("4711\n/data\n1700000000\n5433\n\n*\n").as_deref(), Some("host='localhost' port=5433"));
+        assert_eq!(said("4711\n/data\n"), None);
     }
 
     fn file(path: &Path) -> WalFile {

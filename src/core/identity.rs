@@ -133,6 +133,11 @@ impl Marker {
         Ok(self.read()?.contains(&Established::new(system_identifier, archive)))
     }
 
+    /// Whether any cluster has begun an archive at that location.
+    pub fn remembers_any(&self, archive: &str) -> Result<bool> {
+        Ok(self.read()?.iter().any(|seen| seen.archive == archive))
+    }
+
     /// Remembers it, durably, beside those remembered before.
     pub fn remember(&self, system_identifier: u64, archive: &str) -> Result<()> {
         let new = Established::new(system_identifier, archive);
@@ -200,6 +205,7 @@ mod tests {
         marker.remember(CLUSTER.system_identifier, "/srv/wal/other").unwrap();
         assert!(marker.remembers(CLUSTER.system_identifier, "/srv/wal/main").unwrap());
         assert!(!marker.remembers(8, "/srv/wal/main").unwrap());
+        assert!(marker.remembers_any("/srv/wal/main").unwrap() && !marker.remembers_any("/srv").unwrap());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

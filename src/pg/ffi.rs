@@ -191,6 +191,41 @@ pub fn reload_is_pending() -> bool {
     unsafe { pg_sys::ConfigReloadPending != 0 }
 }
 
+/// Reads the configuration again where a reload waits, in a process of our own. It may raise.
+pub fn take_reload() {
+    if reload_is_pending() {
+        // SAFETY: as every process of PostgreSQL does it, on its main thread.
+        unsafe {
+            pg_sys::ConfigReloadPending = 0;
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
+}
+
+/// Whether this process was asked to end.
+pub fn shutdown_is_pending() -> bool {
+    // SAFETY: a flag that signal handlers set, read on the main thread.
+    unsafe { pg_sys::ShutdownRequestPending != 0 }
+}
+
+/// Ends this process, a background worker.
+pub fn exit(code: i32) -> ! {
+    // SAFETY: called on the main thread, outside of any error handling; it does not return.
+    unsafe { pg_sys::proc_exit(code) }
+}
+
+/// Whether the postmaster is loading shared_preload_libraries: the only time when a background worker can be registered.
+pub fn is_preloading() -> bool {
+    // SAFETY: a plain variable of this process.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+/// The libraries that the postmaster has loaded, as they were set.
+pub fn preloaded_libraries() -> String {
+    // SAFETY: it belongs to a setting that only a start of the server changes, read on the main thread.
+    unsafe { text(pg_sys::shared_preload_libraries_string) }.unwrap_or_default()
+}
+
 /// When this process last read its configuration; it changes with each reload.
 pub fn configuration_read_at() -> i64 {
     // SAFETY: a plain variable of this process.
@@ -292,6 +327,12 @@ pub fn wal_has_readers() -> bool {
         (0..pg_sys::max_wal_senders as usize).any(|index| (&raw const (*senders.add(index)).pid).read_volatile() != 0)
     };
     is_sent || is_in_recovery()
+}
+
+/// How far WAL was flushed, on a primary.
+pub fn flushed_lsn() -> u64 {
+    // SAFETY: as in `written_lsn`; a null pointer means that the timeline is not wanted.
+    unsafe { pg_sys::GetFlushRecPtr(std::ptr::null_mut()) }
 }
 
 /// How far WAL was written, on a primary.

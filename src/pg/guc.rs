@@ -4,7 +4,8 @@
 
 use super::ffi;
 use archiver_core::archive::check_memory;
-use archiver_core::config::{Config, Limits, Setting, Settings};
+use archiver_core::config::{Config, Limits, Setting, Settings, Streaming};
+use archiver_core::data_directory::conninfo_of_server;
 use archiver_core::server_conf::ServerConf;
 use archiver_core::{Error, Result};
 use pgrx::guc::GucSetting;
@@ -49,7 +50,7 @@ pub fn problems(data_directory: &Path) -> Vec<Error> {
     let mut problems: Vec<Error> = unknown;
     problems.extend(Config::problems(&settings()));
     if problems.is_empty() {
-        problems.extend(config(data_directory).err());
+        problems.extend(config(data_directory).err().or_else(|| streaming(data_directory).err()));
     }
     problems
 }
@@ -68,6 +69,25 @@ pub fn config(data_directory: &Path) -> Result<Config> {
     let config = Config::parse(&settings())?;
     check_memory(&config, &ffi::cluster())?;
     Ok(config)
+}
+
+/// What is to be received, if anything is, or what is wrong with that.
+pub fn streaming(data_directory: &Path) -> Result<Option<(Config, Streaming)>> {
+    match Streaming::is_on(&settings())? {
+        true => receiver(data_directory).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// How WAL would be received, whether it is or not: where no server is named, this one's.
+pub fn receiver(data_directory: &Path) -> Result<(Config, Streaming)> {
+    let mut settings = settings();
+    if settings.get(Setting::StreamingConninfo).trim().is_empty() {
+        settings.set(Setting::StreamingConninfo, conninfo_of_server(data_directory).unwrap_or_default());
+    }
+    let config = config(data_directory)?;
+    let streaming = Streaming::parse(&settings, &config.destination)?;
+    Ok((config, streaming))
 }
 
 /// What stands in the files. Those that cannot be read are PostgreSQL's to complain about: values come from it.

@@ -6,3 +6,4 @@ pub mod guc;
 mod module;
 mod off_thread;
 mod report;
+pub mod worker;

@@ -505,6 +505,14 @@ impl Cluster {
         Pid::from_raw(lines.lines().next().and_then(|pid| pid.parse().ok()).expect("a PID"))
     }
 
+    /// Where the last checkpoint of the stopped server begins.
+    pub fn checkpoint_position(&self) -> String {
+        let output = server_program("pg_controldata").arg("-D").arg(self.data()).env("LC_ALL", "C").output();
+        let said = text(&output.expect("run pg_controldata").stdout);
+        let position = said.lines().find_map(|line| line.strip_prefix("Latest checkpoint location:"));
+        position.unwrap_or_else(|| panic!("{said}")).trim().to_string()
+    }
+
     /// Kills the postmaster, and waits until its children have noticed.
     pub fn kill_postmaster(&self) {
         let postmaster = self.postmaster();

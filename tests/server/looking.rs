@@ -272,7 +272,7 @@ fn the_program_shows_and_judges_what_sql_does_while_the_server_runs_and_after() 
     cluster.stop(Stop::Fast);
     let (code, shown) = run(&["status"]);
     assert_eq!(code, Some(0));
-    let field = |name: &str| shown.lines().find(|line| line.starts_with(name)).map(|line| line[22..].to_string());
+    let field = |name: &str| shown.lines().find(|line| line.starts_with(name)).map(|line| line[25..].to_string());
     assert_eq!(field("archiver_pid").as_deref(), Some("-"), "an archiver that has ended tells nothing:\n{shown}");
     assert_eq!(field("queue_files").as_deref(), Some("0"));
     fs::rename(cluster.archive(), cluster.path("away")).unwrap();

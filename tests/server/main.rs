@@ -24,3 +24,4 @@ mod settings;
 mod stopping;
 mod streaming;
 mod whole;
+mod worker;

@@ -13,6 +13,7 @@ fn only_monitors_see_the_status_and_only_superusers_probe() {
         "SELECT configured FROM archiver.status()",
         "SELECT bool_and(state <> '') FROM archiver.check()",
         "SELECT archiver.facts(NULL) IS NOT NULL",
+        "SELECT NOT running FROM archiver.receive_wal_status()",
     ];
     for query in queries {
         let refused = cluster.psql_as("plain", query).expect_err(query);
@@ -44,8 +45,12 @@ fn only_monitors_see_the_status_and_only_superusers_probe() {
     let refused = cluster.psql_as("monitor", probe).expect_err("only a superuser may probe");
     assert!(refused.contains("only a superuser may check with probe => true"), "{refused}");
     assert_eq!(cluster.psql(probe), "ok");
-    // What deletes is nobody's but whom a superuser names.
-    let deletes = ["SELECT * FROM archiver.delete_wal('000000010000000000000001')", "SELECT archiver.clear_error('x')"];
+    // What deletes, or leaves a gap, is nobody's but whom a superuser names.
+    let deletes = [
+        "SELECT * FROM archiver.delete_wal('000000010000000000000001')",
+        "SELECT archiver.clear_error('x')",
+        "SELECT archiver.reset_receive_wal()",
+    ];
     for (role, query) in ["plain", "monitor"].into_iter().flat_map(|role| deletes.map(|query| (role, query))) {
         let refused = cluster.psql_as(role, query).expect_err(query);
         assert!(refused.contains("permission denied for"), "{role}: {query}: {refused}");

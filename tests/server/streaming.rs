@@ -228,7 +228,7 @@ fn is_gone(pid: Pid) -> bool {
 }
 
 /// The names of the segments that the primary has completed from now on.
-fn write(primary: &Cluster, segments: u32) -> Vec<String> {
+pub fn write(primary: &Cluster, segments: u32) -> Vec<String> {
     let current = || primary.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
     let first = current();
     primary.write_segments(segments);
@@ -795,6 +795,48 @@ fn a_missing_archive_and_another_servers_wal_are_refused_before_anything_is_rece
     assert_eq!(output.status.code(), Some(4));
     assert!(text(&output.stderr).contains("there is no archive at"), "{}", text(&output.stderr));
     assert!(paths(&host.path("archive")).is_empty());
+}
+
+#[test]
+fn the_program_shows_and_judges_how_receiving_stands() {
+    let (primary, host) = (primary(), Host::with_slot());
+    let json = |command: &str| {
+        let mut asked = host.program(&primary);
+        asked.args([command, "--json"]).env("ARCHIVER_SLOT_NAME", "archiver");
+        let output = asked.output().unwrap();
+        (output.status.code(), text(&output.stdout))
+    };
+    let value =
+        |query: &str, input: &str| primary.psql(&format!("SELECT {query} FROM (SELECT $${input}$$::jsonb) AS t(j)"));
+    let shown =
+        "j->>'receive_wal_running', j->>'receive_wal_file', j->>'receive_wal_lag_bytes', j->>'receive_wal_sync_state'";
+    let rows = "(SELECT string_agg(concat(e->>'name', ' ', e->>'state'), ', ' ORDER BY e->>'name') \
+                FROM jsonb_array_elements(j) AS e WHERE e->>'name' ~ 'receive|stream|slot|received')";
+    // Whoever receives nothing is not bothered with it.
+    assert_eq!(value(shown, &json("status").1), "|||");
+    assert_eq!(value(rows, &json("check").1), "");
+    let running = host.start(&primary);
+    running.wait_for_receivewal();
+    host.wait_for(&write(&primary, 2));
+    let current = primary.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    let good = format!("true|{current}.partial|0|async");
+    running.wait("all is known of it", || value(shown, &json("status").1) == good);
+    let all = "pg_receivewal compatible ok, pg_receivewal ok, receive-wal running ok, received WAL ok, \
+               replication slot ok, streaming connection ok, streaming privileges ok, streaming wal_level ok";
+    let (_, judged) = json("check");
+    let sorted = |text: &str| text.split(", ").map(str::to_string).collect::<BTreeSet<_>>();
+    assert_eq!(sorted(&value(rows, &judged)), sorted(all));
+    let mut metrics = host.program(&primary);
+    let metrics = text(&metrics.args(["check", "--metrics"]).output().unwrap().stdout);
+    assert!(metrics.contains("archiver_receive_wal_running{server_name=\"main\"} 1\n"), "{metrics}");
+    assert!(metrics.contains("archiver_receive_wal_lag_bytes{server_name=\"main\"} 0\n"), "{metrics}");
+    assert_eq!(running.stop(), 0);
+    let (code, judged) = json("check");
+    assert_eq!(code, Some(1));
+    let failed = value(rows, &judged);
+    for part in ["receive-wal running failed", "replication slot failed", "streaming connection ok"] {
+        assert!(failed.contains(part), "{failed}");
+    }
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub fn run(typed: &Typed, wanted: &Arguments) -> Result<u8, End> {
 
 fn tell_note(note: Note) {
     match note {
-        Note::Log(text) => tell(text),
+        Note::Progress(text) | Note::Log(text) => tell(text),
         Note::Warning(report) => tell(report),
     }
 }

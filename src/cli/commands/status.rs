@@ -4,14 +4,15 @@ use crate::args::{Arguments, Status};
 use crate::output::{self, End, rfc3339, write_json};
 use crate::settings;
 use archiver_core::check::Home;
-use archiver_core::config::Config;
+use archiver_core::config::{Config, Destination, Settings, Streaming};
 use archiver_core::queue::{Summary, waiting};
-use archiver_core::state::State;
+use archiver_core::state::{State, unix_us};
+use archiver_core::stream::{self, Facts};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The cluster that lives in the data directory, if one does, and what its archiver process tells.
 pub fn look_at(arguments: &Arguments, data_directory: &Path) -> archiver_core::Result<(Option<Home>, Option<State>)> {
@@ -19,6 +20,13 @@ pub fn look_at(arguments: &Arguments, data_directory: &Path) -> archiver_core::R
         .map(|system_identifier| Home { system_identifier, data_directory: data_directory.to_path_buf() });
     let state = home.as_ref().and_then(|home| State::of_running_server(data_directory, home.system_identifier));
     Ok((home, state))
+}
+
+/// How receiving WAL stands; nothing where nobody has received here, or that cannot be looked at.
+pub fn look_at_receiver(settings: &Settings, destination: &Destination) -> Option<Facts> {
+    let directory = Streaming::directory(settings, destination).ok()??;
+    let seen = stream::check::is_used(&directory).then(|| stream::look(&directory).ok())??;
+    Some(seen.facts(None, unix_us(SystemTime::now())))
 }
 
 /// What is shown, in this order, as the columns of `archiver.status` are called.
@@ -40,7 +48,7 @@ fn in_tenths(number: f64) -> f64 {
 }
 
 impl Shown {
-    fn of(config: &Config, home: Option<&Home>, state: Option<State>) -> Self {
+    fn of(config: &Config, home: Option<&Home>, state: Option<State>, receiver: Option<&Facts>) -> Self {
         let queue = home.map(|home| Summary::of(&waiting(&home.data_directory.join("pg_wal"))));
         let ratio = state.as_ref().filter(|state| state.bytes_stored > 0);
         let ratio = ratio.map(|state| in_tenths(state.bytes_read as f64 / state.bytes_stored as f64));
@@ -68,6 +76,13 @@ impl Shown {
             ("create_only", json!(state.and_then(|state| state.create_only.as_ref()))),
             ("credential_source", json!(state.and_then(|state| state.credential_source.as_ref()))),
             ("stats_since", json!(state.and_then(|state| time(state.stats_since_us)))),
+            ("receive_wal_running", json!(receiver.map(|receiver| receiver.running))),
+            ("receive_wal_file", json!(receiver.and_then(|receiver| receiver.current_file.as_ref()))),
+            ("receive_wal_lsn", json!(receiver.and_then(|receiver| receiver.received_lsn.as_ref()))),
+            ("receive_wal_lag_bytes", json!(receiver.and_then(|receiver| receiver.lag_bytes))),
+            ("receive_wal_lag_seconds", json!(receiver.and_then(|receiver| receiver.lag_seconds).map(in_tenths))),
+            ("receive_wal_sync_state", json!(receiver.and_then(|receiver| receiver.sync_state.as_ref()))),
+            ("receive_wal_error", json!(receiver.and_then(|receiver| receiver.last_error.as_ref()))),
         ])
     }
 
@@ -79,7 +94,7 @@ impl Shown {
                 Value::String(text) => text.clone(),
                 other => other.to_string(),
             };
-            writeln!(out, "{name:<20}  {text}")
+            writeln!(out, "{name:<23}  {text}")
         })
     }
 }
@@ -87,9 +102,11 @@ impl Shown {
 /// Prints how archiving stands.
 pub fn status(arguments: &Arguments, wanted: &Status) -> Result<u8, End> {
     let data_directory = settings::data_directory(arguments, None);
-    let config = Config::parse(&settings::read(arguments, &data_directory)?)?;
+    let settings = settings::read(arguments, &data_directory)?;
+    let config = Config::parse(&settings)?;
     let (home, state) = look_at(arguments, &data_directory)?;
-    let shown = Shown::of(&config, home.as_ref(), state);
+    let receiver = look_at_receiver(&settings, &config.destination);
+    let shown = Shown::of(&config, home.as_ref(), state, receiver.as_ref());
     let mut out = output::standard_output();
     if wanted.json {
         write_json(&mut out, &shown)?;

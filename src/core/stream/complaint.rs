@@ -44,7 +44,7 @@ const KNOWN: [(&str, &str); 18] = [
 ];
 const PASSWORD: &str = "Put the password into a password file (PGPASSFILE, ~/.pgpass) of the user that runs this.";
 const PRIVILEGE: &str = "On the server: ALTER ROLE … REPLICATION.";
-const GONE: &str = "The server has removed WAL that was not received: there is a gap. Take a new base backup, then go on with \"archiver receive-wal --reset\".";
+pub const GONE: &str = "The server has removed WAL that was not received: there is a gap. Take a new base backup, then go on with \"archiver receive-wal --reset\".";
 
 impl Complaint {
     /// What the last lines of its output say. (What comes before them it did before.)

@@ -5,6 +5,7 @@
 //! stays there, archived or not, until there is a newer one.
 
 mod archiving;
+pub mod check;
 mod complaint;
 mod folder;
 mod parts;
@@ -16,7 +17,7 @@ mod tools;
 pub use folder::{Folder, Newest, Reset};
 pub use primary::{Answer, Identified, Primary, Slot};
 pub use receiver::Hear;
-pub use standing::{Heard, Seen, Standing, Trouble, lag_bytes, look};
+pub use standing::{Facts, Heard, Seen, Standing, Trouble, look};
 pub use tools::Tool;
 
 use crate::archive::{Archive, Episode};
@@ -24,8 +25,9 @@ use crate::config::{Config, StorageUrl, Streaming};
 use crate::error::{Error, Kind, Result};
 use crate::hash::HashKey;
 use crate::hooks::Say;
-use crate::identity::{Cluster, Marker};
+use crate::identity::{Cluster, Marker, vanished_archive};
 use crate::mode::Mode;
+use crate::place::Place;
 use crate::pulse::Pulse;
 use crate::report::Report;
 use crate::state::unix_us;
@@ -64,6 +66,8 @@ pub enum Beginning {
 /// Something that people should hear.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
+    /// That another segment was received.
+    Progress(String),
     /// How things go.
     Log(String),
     /// What went wrong, and is tried again.
@@ -83,6 +87,8 @@ pub struct Streamer {
     pulse: Arc<Pulse>,
     tell: Tell,
     teller: Teller,
+    /// Whether WAL is received inside the archive.
+    is_inside: bool,
     /// Remembers which archives were begun from here, on a file system that is mounted.
     marker: Option<Marker>,
     /// The secret of a cluster whose data directory is at hand, by its system identifier.
@@ -108,6 +114,7 @@ impl Streamer {
             StorageUrl::S3(_) => (None, Mode::PRIVATE),
         };
         let around = storage.filter(|archive| streaming.directory.starts_with(archive));
+        let is_inside = around.is_some();
         let own_marker = Marker::new(Folder::at(&streaming.directory).marker_path());
         let marker = match (beginning, &around) {
             (Beginning::RememberedBy(marker), _) => Some(marker),
@@ -118,6 +125,9 @@ impl Streamer {
             let shown = archive.display().to_string();
             let message = format!("there is no archive at \"{shown}\"");
             return Err(Error::new(Kind::Identity, shown, message).hint(NO_ARCHIVE));
+        }
+        if is_inside && let Some(marker) = &marker {
+            confirm_mounted(&config, marker, &pulse)?;
         }
         let folder = Folder::make(&streaming.directory, mode)?;
         folder.take().map(drop)?;
@@ -137,6 +147,7 @@ impl Streamer {
             pulse,
             tell,
             teller,
+            is_inside,
             marker,
             hash_key: None,
             configuration_file: None,
@@ -190,7 +201,10 @@ impl Streamer {
             }
             self.receive_again_and_again(&target);
         });
-        self.teller.note(|standing| standing.receivewal_pid = None);
+        self.teller.note(|standing| {
+            standing.forget_connection();
+            (standing.receiving, standing.archiving) = (None, None);
+        });
         self.teller.tell(true);
     }
 
@@ -199,7 +213,7 @@ impl Streamer {
         while !self.pulse.is_stopped() {
             let began = Instant::now();
             let received = self.receive(target);
-            self.teller.note(|standing| (standing.receivewal_pid, standing.receiving_since_us) = (None, None));
+            self.teller.note(Standing::forget_connection);
             let Err(error) = received else { continue };
             if self.pulse.is_stopped() {
                 return;
@@ -249,7 +263,10 @@ impl Streamer {
         }
         self.aim(target, &server)?;
         let tell = Arc::clone(&self.tell);
-        let hear: Hear = Arc::new(move |line| tell(Note::Log(line.to_string())));
+        let hear: Hear = Arc::new(move |line| {
+            let is_progress = line.contains(": finished segment at ");
+            tell(if is_progress { Note::Progress(line.to_string()) } else { Note::Log(line.to_string()) });
+        });
         let is_synchronous = primary.is_synchronous(&self.streaming.archiver_name).unwrap_or(false);
         let started = Receiver::start(&self.receivewal, &self.streaming, is_synchronous, hear);
         let mut receiver = started.map_err(|error| Error::io("run", &self.receivewal.path, &error))?;
@@ -342,6 +359,8 @@ impl Streamer {
             match archive.has_identity()? {
                 true => return Err(error),
                 false if self.marker.is_none() => return Err(error.hint(NO_ARCHIVE)),
+                // What is received into an empty mount point is out of reach once something is mounted there.
+                false if self.is_inside => archive.confirm_not_vanished()?,
                 false => {}
             }
         }
@@ -384,4 +403,14 @@ impl Streamer {
         }
         Ok(Some(slot))
     }
+}
+
+/// Fails where no archive lies in local storage in which one was begun from here: it is not mounted, most likely. Nothing is
+/// made there then.
+fn confirm_mounted(config: &Config, marker: &Marker, pulse: &Arc<Pulse>) -> Result<()> {
+    let place = Place::open(&config.destination, pulse)?;
+    if place.identity()?.is_none() && marker.remembers_any(&place.real_location())? {
+        return Err(vanished_archive(&place.location(), place.absence_question(), Some(marker.path())));
+    }
+    Ok(())
 }

@@ -106,6 +106,12 @@ impl Trouble {
 }
 
 impl Standing {
+    /// Takes note that nothing is received any more: what the server said while it was says nothing.
+    pub fn forget_connection(&mut self) {
+        (self.receivewal_pid, self.receiving_since_us) = (None, None);
+        (self.is_slot_active, self.slot_wal_status, self.sync_state) = (None, None, None);
+    }
+
     /// Takes note of where the server stands now, and of how far it was received.
     pub fn hear(&mut self, heard: Heard, received: Option<Lsn>) {
         self.heard.retain(|before| !is_received(before.position, received));
@@ -131,16 +137,19 @@ impl Standing {
         let heard = self.heard.iter().map(|heard| Some(heard.at_us));
         let troubles =
             [&self.receiving, &self.archiving].map(|trouble| trouble.as_ref().map(|trouble| trouble.since_us));
+        // SQL counts bytes in a bigint.
+        let positions = self.heard.iter().map(|heard| heard.position).chain(self.told);
         let times = [self.receiving_since_us, self.last_archived_us, self.last_part_us];
         self.pid > 0
             && self.receivewal_pid.is_none_or(|pid| pid > 0)
+            && positions.into_iter().all(|position| i64::try_from(position).is_ok())
             && times.into_iter().chain(troubles).chain(heard).flatten().all(is_time)
             && !serde_json::to_string(self).is_ok_and(|text| text.contains("\\u0000"))
     }
 }
 
 /// How many bytes lie between what was received and that position, zeros at the end of a record not counted.
-pub fn lag_bytes(position: u64, received: Lsn) -> u64 {
+fn lag_bytes(position: u64, received: Lsn) -> u64 {
     Some(position.saturating_sub(received.0)).filter(|&bytes| bytes > MOST_ZEROS).unwrap_or(0)
 }
 
@@ -214,6 +223,100 @@ pub fn look(directory: &Path) -> Result<Seen> {
     Ok(Seen { standing, is_running, newest, received: received.max(told), waiting_files })
 }
 
+/// How streaming stands, for people and for monitors. Nothing where a thing is not known.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Facts {
+    /// Whether WAL is being received.
+    pub running: bool,
+    /// The process that sees to that.
+    pub pid: Option<i32>,
+    /// Since when pg_receivewal runs.
+    pub receiving_since_us: Option<i64>,
+    /// The newest file, whole or in part.
+    pub current_file: Option<String>,
+    /// How far WAL was received.
+    pub received_lsn: Option<String>,
+    /// How far the server's WAL was flushed.
+    pub server_lsn: Option<String>,
+    /// When that was known.
+    pub server_lsn_us: Option<i64>,
+    /// Bytes between the two.
+    pub lag_bytes: Option<u64>,
+    /// Since when they wait to be received.
+    pub lag_seconds: Option<f64>,
+    /// The name the server knows the receiver by.
+    pub archiver_name: Option<String>,
+    /// The replication slot.
+    pub slot_name: Option<String>,
+    /// Whether it is in use.
+    pub slot_active: Option<bool>,
+    /// What the server says of the WAL it keeps for it.
+    pub slot_wal_status: Option<String>,
+    /// Whether commits wait for the receiver, by the server's setting.
+    pub synchronous: Option<bool>,
+    /// `sync`, `potential`, `quorum` or `async`.
+    pub sync_state: Option<String>,
+    /// Files that wait to be archived.
+    pub waiting_files: Option<u64>,
+    /// The last file that was archived.
+    pub last_archived_wal: Option<String>,
+    /// When.
+    pub last_archived_us: Option<i64>,
+    /// The last part that was put into the storage.
+    pub last_part: Option<String>,
+    /// When.
+    pub last_part_us: Option<i64>,
+    /// What goes wrong now.
+    pub last_error: Option<String>,
+    /// Since when.
+    pub failing_since_us: Option<i64>,
+}
+
+impl Seen {
+    /// What goes wrong now: with receiving, or else with archiving.
+    pub fn trouble(&self) -> Option<&Trouble> {
+        let standing = self.standing.as_ref()?;
+        standing.receiving.as_ref().or(standing.archiving.as_ref())
+    }
+
+    /// The facts; `server` is where the server stands now, where that is known better than the receiver knows it.
+    pub fn facts(&self, server: Option<Heard>, now_us: i64) -> Facts {
+        let standing = self.standing.as_ref();
+        let heard = server.or_else(|| standing?.server(now_us));
+        let lag = heard.zip(self.received).map(|(heard, received)| lag_bytes(heard.position, received));
+        let lag_seconds = match lag {
+            Some(0) => Some(0.0),
+            _ => standing.and_then(|standing| standing.lag_seconds(self.received, now_us)),
+        };
+        let lsn = |position: u64| Lsn(position).to_string();
+        let trouble = self.trouble();
+        Facts {
+            running: self.is_running,
+            pid: standing.map(|standing| standing.pid),
+            receiving_since_us: standing.and_then(|standing| standing.receiving_since_us).filter(|_| self.is_running),
+            current_file: self.newest.map(|newest| newest.name().to_string()),
+            received_lsn: self.received.map(|received| received.to_string()),
+            server_lsn: heard.map(|heard| lsn(heard.position)),
+            server_lsn_us: heard.map(|heard| heard.at_us),
+            lag_bytes: lag,
+            lag_seconds,
+            archiver_name: standing.map(|standing| standing.archiver_name.clone()),
+            slot_name: standing.and_then(|standing| standing.slot_name.clone()),
+            slot_active: standing.and_then(|standing| standing.is_slot_active),
+            slot_wal_status: standing.and_then(|standing| standing.slot_wal_status.clone()),
+            synchronous: standing.and_then(|standing| standing.is_synchronous),
+            sync_state: standing.and_then(|standing| standing.sync_state.clone()),
+            waiting_files: standing.map(|_| self.waiting_files),
+            last_archived_wal: standing.and_then(|standing| standing.last_archived_wal.clone()),
+            last_archived_us: standing.and_then(|standing| standing.last_archived_us),
+            last_part: standing.and_then(|standing| standing.last_part.clone()),
+            last_part_us: standing.and_then(|standing| standing.last_part_us),
+            last_error: trouble.map(|trouble| trouble.error.clone()),
+            failing_since_us: trouble.map(|trouble| trouble.since_us),
+        }
+    }
+}
+
 fn read(path: &Path) -> Result<Option<Standing>> {
     let mut text = Vec::new();
     match File::open(path).and_then(|file| file.take(MAX_STATE_BYTES).read_to_end(&mut text)) {
@@ -260,10 +363,13 @@ mod tests {
         Teller::new(directory.path(), standing.clone()).tell(true);
         let seen = look(directory.path()).unwrap();
         assert_eq!((seen.standing, seen.is_running, seen.received), (Some(standing.clone()), false, Some(Lsn(7))));
+        let [beyond, nul] =
+            [("\"told\":7", "\"told\":18446744073709551615"), ("\"sync_state\":null", "\"sync_state\":\"\\u0000\"")]
+                .map(|(now, then)| serde_json::to_string(&standing).unwrap().replace(now, then));
         let dead = Standing { pid: i32::MAX, ..standing };
         Teller::new(directory.path(), dead).tell(true);
         assert_eq!(look(directory.path()).unwrap().standing, None);
-        for junk in ["", "{}", "[", "{\"pid\": -1, \"archiver_name\": \"\", \"heard\": []}"] {
+        for junk in ["", "{}", "[", "{\"pid\": -1, \"archiver_name\": \"\", \"heard\": []}", &beyond, &nul] {
             fs::write(directory.path().join(STATE_FILE), junk).unwrap();
             assert_eq!(look(directory.path()).unwrap().standing, None, "{junk}");
         }

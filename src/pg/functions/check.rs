@@ -3,12 +3,14 @@
 use super::{STORAGE_PATIENCE, pg_wal, state};
 use crate::pg::{ffi, guc, off_thread};
 use archiver_core::check::{self as core_check, Home, Row};
-use archiver_core::config::{Config, Limits};
+use archiver_core::config::{Config, Limits, Streaming};
 use archiver_core::pulse::Pulse;
+use archiver_core::stream::check::{Expected, check as check_streaming};
 use archiver_core::wal::WalName;
 use archiver_core::{Error, Kind};
 use pgrx::prelude::*;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What the server's own settings and counters say; the rows that concern PostgreSQL.
 struct ServerFacts {
@@ -55,6 +57,8 @@ impl ServerFacts {
     }
 }
 
+/// For what the programs of PostgreSQL and the server that WAL is received from answer.
+const STREAMING_PATIENCE: Duration = Duration::from_secs(10);
 const AT_PROMOTION: &str = "archiving starts at promotion";
 const NO_WAL_HINT: &str = "SELECT * FROM archiver.archive_now()";
 
@@ -67,7 +71,7 @@ fn archive_mode(facts: &ServerFacts) -> Row {
     }
 }
 
-/// Whether a value of archive_library names this library, with or without a directory and the file's ending.
+/// Whether a value of archive_library, or one of shared_preload_libraries, names this library, with or without a directory and the file's ending.
 pub(super) fn is_ours(archive_library: &str) -> bool {
     archive_library.rsplit('/').next().is_some_and(|file| file.split('.').next() == Some("archiver"))
 }
@@ -166,6 +170,25 @@ fn storage_rows(config: &Config, is_probe: bool) -> Vec<Row> {
     rows
 }
 
+/// Whether WAL is received, where it is to be; and whether a slot is left where it is not.
+fn streaming_rows() -> Vec<Row> {
+    let is_on = Streaming::is_on(&guc::settings()).unwrap_or(true);
+    let Ok((_, streaming)) = guc::receiver(&ffi::data_directory()) else { return Vec::new() };
+    let expected = if is_on { Expected::Receiving } else { Expected::Nothing };
+    let mut rows = Vec::new();
+    let is_preloaded = ffi::preloaded_libraries().split(',').any(|name| is_ours(name.trim().trim_matches('"')));
+    if is_on && !is_preloaded {
+        rows.push(Row::failed(
+            "streaming worker",
+            "the library is not preloaded: nobody heeds archiver.streaming_archiver",
+            "Add archiver to shared_preload_libraries and restart the server.",
+        ));
+    }
+    let checked = off_thread::run(STREAMING_PATIENCE, move |pulse| check_streaming(&streaming, expected, pulse));
+    rows.extend(checked.unwrap_or_else(|error| vec![Row::of_error("streaming connection", &error)]));
+    rows
+}
+
 /// Whether archiving works, one row for each thing that could keep it from working. With `probe`, which a superuser may
 /// ask for, an object is written to the storage, read back and removed.
 #[pg_extern]
@@ -187,9 +210,7 @@ pub(super) fn check(
     }
     let mut rows = Vec::new();
     let config = guc::config(&ffi::data_directory());
-    let limits = guc::limits();
-    let is_valid = config.is_ok() && limits.is_ok();
-    let limits = limits.unwrap_or_default();
+    let limits = guc::limits().unwrap_or_default();
     match ServerFacts::read() {
         Ok(facts) => {
             rows.extend([archive_mode, archive_library, archive_command, continuous_archiving].map(|row| row(&facts)));
@@ -202,11 +223,10 @@ pub(super) fn check(
         }
     }
     rows.push(core_check::waiting(&pg_wal(), &limits));
-    if is_valid {
+    let problems = guc::problems(&ffi::data_directory());
+    rows.extend(problems.iter().map(|error| Row::of_error("settings", error)));
+    if problems.is_empty() {
         rows.push(Row::ok("settings", "all known and valid"));
-    } else {
-        let problems = guc::problems(&ffi::data_directory());
-        rows.extend(problems.iter().map(|error| Row::of_error("settings", error)));
     }
     // Nothing can be known of a storage that is not named rightly.
     if let Ok(config) = config {
@@ -214,6 +234,7 @@ pub(super) fn check(
         rows.push(encryption(&config));
         rows.extend(core_check::hooks(&config));
         rows.extend(storage_rows(&config, is_probe));
+        rows.extend(streaming_rows());
     }
     let in_columns = |row: Row| (row.name.to_string(), row.verdict.word().to_string(), row.detail, row.hint);
     TableIterator::new(rows.into_iter().map(in_columns))

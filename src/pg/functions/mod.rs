@@ -10,6 +10,7 @@ mod gaps;
 mod list;
 mod queue;
 mod rebuild;
+mod receive_wal;
 mod status;
 mod verify;
 
@@ -100,6 +101,8 @@ extension_sql_file!(
         gaps::gaps,
         verify::verify,
         rebuild::rebuild_catalogue,
+        receive_wal::receive_wal_facts,
+        receive_wal::reset_receive_wal,
     ],
     finalize
 );

@@ -58,6 +58,17 @@ pub fn write(out: &mut impl Write, findings: &Findings) -> io::Result<()> {
             state.refused.len() as f64,
         )?;
     }
+    if let Some(receiver) = &findings.receiver {
+        let running = if receiver.running { 1.0 } else { 0.0 };
+        page.gauge("archiver_receive_wal_running", "Whether WAL is being received", running)?;
+        let known = |figure: Option<f64>| figure.map(|value| (String::new(), value));
+        let lag_bytes = known(receiver.lag_bytes.map(|bytes| bytes as f64));
+        page.family("archiver_receive_wal_lag_bytes", "gauge", "Bytes of WAL that were not received yet", lag_bytes)?;
+        let lag = known(receiver.lag_seconds);
+        page.family("archiver_receive_wal_lag_seconds", "gauge", "For how long they wait to be received", lag)?;
+        let waiting = known(receiver.waiting_files.map(|files| files as f64));
+        page.family("archiver_receive_wal_waiting_files", "gauge", "Received files that wait to be archived", waiting)?;
+    }
     page.out.write_all(b"# EOF\n")
 }
 
@@ -103,6 +114,7 @@ mod tests {
     use archiver_core::check::Row;
     use archiver_core::queue::Summary;
     use archiver_core::state::State;
+    use archiver_core::stream::Facts;
 
     fn page(findings: &Findings) -> String {
         let mut page = Vec::new();
@@ -118,6 +130,7 @@ mod tests {
             server_name: "main".into(),
             queue: Some(Summary { files: 3, bytes: 48, oldest: None }),
             state: Some(state),
+            receiver: Some(Facts { running: true, lag_bytes: Some(7), ..Facts::default() }),
         };
         let page = page(&findings);
         for line in [
@@ -129,6 +142,9 @@ mod tests {
             "archiver_read_bytes_total{server_name=\"main\"} 5",
             "archiver_store_seconds{server_name=\"main\",quantile=\"0.5\"} 0.0025",
             "archiver_failing_since_seconds{server_name=\"main\"} 0",
+            "archiver_receive_wal_running{server_name=\"main\"} 1",
+            "archiver_receive_wal_lag_bytes{server_name=\"main\"} 7",
+            "# TYPE archiver_receive_wal_lag_seconds gauge",
         ] {
             assert!(page.lines().any(|one| one == line), "{line}\n{page}");
         }

@@ -3,19 +3,22 @@
 mod metrics;
 mod nagios;
 
-use super::status::look_at;
+use super::status::{look_at, look_at_receiver};
 use crate::args::{Arguments, Check};
 use crate::output::{self, End, write_json};
 use crate::settings;
 use archiver_core::Error;
 use archiver_core::archive::check_memory;
 use archiver_core::check::{self, Row, Verdict};
-use archiver_core::config::{Config, Limits};
-use archiver_core::data_directory::cluster;
+use archiver_core::config::{Config, Limits, Setting, Settings, Streaming};
+use archiver_core::data_directory::{cluster, conninfo_of_server};
+use archiver_core::pulse::Pulse;
 use archiver_core::queue::{Summary, waiting};
 use archiver_core::state::State;
+use archiver_core::stream::{self, Facts, check::Expected};
 use serde::Serialize;
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A row, as `archiver.check()` names its columns.
@@ -34,6 +37,7 @@ struct Findings {
     server_name: String,
     queue: Option<Summary>,
     state: Option<State>,
+    receiver: Option<Facts>,
 }
 
 impl Findings {
@@ -67,6 +71,10 @@ fn judge(arguments: &Arguments) -> archiver_core::Result<Findings> {
         // Without the segment size, or the right to look for it, that one is left to the server.
         _ => Row::ok("settings", "all known and valid"),
     }];
+    let problems = Config::problems(&settings);
+    if !problems.is_empty() && rows[0].verdict == Verdict::Ok {
+        rows = problems.iter().map(as_row).collect();
+    }
     rows.push(check::compression(&config));
     rows.push(check::encryption(&config));
     rows.extend(check::hooks(&config));
@@ -76,8 +84,30 @@ fn judge(arguments: &Arguments) -> archiver_core::Result<Findings> {
         rows.push(check::refused(state.as_ref()));
     }
     rows.extend(check::check_storage(&config, home.as_ref(), &Arc::default()));
+    rows.extend(streaming_rows(&settings, &config, &data_directory));
     let queue = home.map(|_| Summary::of(&waiting(&pg_wal)));
-    Ok(Findings { rows, server_name: config.destination.server_name.to_string(), queue, state })
+    let receiver = look_at_receiver(&settings, &config.destination);
+    Ok(Findings { rows, server_name: config.destination.server_name.to_string(), queue, state, receiver })
+}
+
+/// Whether WAL is received, where it is to be: by the server's settings, or because somebody has received there.
+fn streaming_rows(settings: &Settings, config: &Config, data_directory: &Path) -> Vec<Row> {
+    // What is wrong was told before.
+    let is_on = Streaming::is_on(settings).unwrap_or(false);
+    let mut settings = settings.clone();
+    if is_on && settings.get(Setting::StreamingConninfo).trim().is_empty() {
+        settings.set(Setting::StreamingConninfo, conninfo_of_server(data_directory).unwrap_or_default());
+    }
+    match Streaming::parse(&settings, &config.destination) {
+        Ok(streaming) if is_on || stream::check::is_used(&streaming.directory) => {
+            stream::check::check(&streaming, Expected::Receiving, &Pulse::new())
+        }
+        // Where nothing is received the directory need not be set.
+        Err(error) if is_on && error.subject() == "archiver.streaming_wals_directory" => {
+            vec![Row::of_error("settings", &error)]
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// Prints a row for each thing that could keep archiving from working; the exit code says whether one failed.
@@ -115,7 +145,7 @@ fn write_as_json(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
 
 fn write_as_table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
     rows.iter().try_for_each(|row| {
-        writeln!(out, "{:<7}  {:<17}  {}", row.verdict.word(), row.name, row.detail)?;
-        row.hint.iter().try_for_each(|hint| writeln!(out, "{:<26}  {hint}", ""))
+        writeln!(out, "{:<7}  {:<24}  {}", row.verdict.word(), row.name, row.detail)?;
+        row.hint.iter().try_for_each(|hint| writeln!(out, "{:<33}  {hint}", ""))
     })
 }
