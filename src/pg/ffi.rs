@@ -208,10 +208,10 @@ pub fn shutdown_is_pending() -> bool {
     unsafe { pg_sys::ShutdownRequestPending != 0 }
 }
 
-/// Ends this process, a background worker.
-pub fn exit(code: i32) -> ! {
-    // SAFETY: called on the main thread, outside of any error handling; it does not return.
-    unsafe { pg_sys::proc_exit(code) }
+/// Ends this process, a background worker; it does not return, which not every binding of it says.
+pub fn exit(code: i32) {
+    // SAFETY: called on the main thread, outside of any error handling.
+    unsafe { pg_sys::proc_exit(code) };
 }
 
 /// Whether the postmaster is loading shared_preload_libraries: the only time when a background worker can be registered.
