@@ -63,6 +63,12 @@ pub fn read(arguments: &Arguments, data_directory: &Path) -> Result<Settings> {
     Ok(settings)
 }
 
+/// Whether whoever runs the program says so himself, and not the configuration of a server, which a copy carries elsewhere.
+pub fn is_said(arguments: &Arguments, setting: Setting) -> bool {
+    let said = arguments.flag(setting).or_else(|| from_environment(setting).ok().flatten());
+    said.is_some_and(|value| !value.is_empty())
+}
+
 /// The name of a setting in the environment.
 pub fn variable(setting: Setting) -> String {
     format!("ARCHIVER_{}", setting.name().to_ascii_uppercase())

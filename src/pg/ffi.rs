@@ -220,6 +220,12 @@ pub fn is_preloading() -> bool {
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }
 }
 
+/// Whether pg_upgrade has started this server: what it writes then is nobody's WAL.
+pub fn is_being_upgraded() -> bool {
+    // SAFETY: set once by the postmaster, before it loads libraries.
+    unsafe { pg_sys::IsBinaryUpgrade }
+}
+
 /// The libraries that the postmaster has loaded, as they were set.
 pub fn preloaded_libraries() -> String {
     // SAFETY: it belongs to a setting that only a start of the server changes, read on the main thread.

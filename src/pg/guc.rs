@@ -79,10 +79,15 @@ pub fn streaming(data_directory: &Path) -> Result<Option<(Config, Streaming)>> {
     }
 }
 
+/// Whether it would be this server's own WAL that is received: no other server is named.
+pub fn receives_own_wal() -> bool {
+    settings().get(Setting::StreamingConninfo).trim().is_empty()
+}
+
 /// How WAL would be received, whether it is or not: where no server is named, this one's.
 pub fn receiver(data_directory: &Path) -> Result<(Config, Streaming)> {
     let mut settings = settings();
-    if settings.get(Setting::StreamingConninfo).trim().is_empty() {
+    if receives_own_wal() {
         settings.set(Setting::StreamingConninfo, conninfo_of_server(data_directory).unwrap_or_default());
     }
     let config = config(data_directory)?;

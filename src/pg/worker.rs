@@ -41,7 +41,7 @@ const EXIT_CODE: i32 = 1;
 
 /// Registers the worker. Only where the library is preloaded can that be done.
 pub fn register() {
-    if !ffi::is_preloading() {
+    if !ffi::is_preloading() || ffi::is_being_upgraded() {
         return;
     }
     BackgroundWorkerBuilder::new("archiver streaming")
@@ -73,6 +73,8 @@ struct Worker {
     waker: Arc<UnixStream>,
     notes: Arc<Mutex<VecDeque<Note>>>,
     configuration_read_at: Option<i64>,
+    /// Whether it is this server's own promotion that is waited for.
+    waits_for_promotion: bool,
     wanted: Result<Wanted>,
     thread: Option<Thread>,
     /// Before that no thread is started again that could not begin.
@@ -96,6 +98,7 @@ impl Worker {
             waker: Arc::new(waker),
             notes: Arc::default(),
             configuration_read_at: None,
+            waits_for_promotion: false,
             wanted: Ok(None),
             thread: None,
             rests_until: None,
@@ -130,11 +133,15 @@ impl Worker {
 
     fn take_configuration(&mut self) {
         let read_at = ffi::configuration_read_at();
-        if self.configuration_read_at == Some(read_at) {
+        let is_promoted = self.waits_for_promotion && !ffi::is_in_recovery();
+        if self.configuration_read_at == Some(read_at) && !is_promoted {
             return;
         }
         self.configuration_read_at = Some(read_at);
         let wanted = guc::streaming(Path::new("."));
+        // As with archiving by file: of all the copies of a server only the primary archives its own WAL.
+        self.waits_for_promotion = matches!(wanted, Ok(Some(_))) && guc::receives_own_wal() && ffi::is_in_recovery();
+        let wanted = if self.waits_for_promotion { Ok(None) } else { wanted };
         if wanted == self.wanted {
             return;
         }

@@ -505,6 +505,47 @@ fn what_keeps_wal_from_being_received_is_told_with_what_mends_it_and_tried_again
 }
 
 #[test]
+fn a_server_that_writes_too_little_wal_is_told_and_a_foreign_file_stands_in_nobodys_way() {
+    let primary = Cluster::new(1).with("archive_mode", "off").with("archive_library", "");
+    let primary = primary.with("wal_level", "minimal").with("max_wal_senders", "0").started();
+    let host = Host::new();
+    fs::create_dir_all(host.streaming()).unwrap();
+    fs::create_dir(host.streaming().join("lost+found")).unwrap();
+    fs::write(host.streaming().join("000000010000000000000001.gz"), "foreign").unwrap();
+    let running = host.start(&primary);
+    running.wait_to_hear("WAL is not being received");
+    running.wait_to_hear("Set wal_level to replica and max_wal_senders above");
+    assert!(host.archived().is_empty());
+    primary.set("wal_level", "replica");
+    primary.set("max_wal_senders", "4");
+    primary.restart();
+    running.wait_for_receivewal();
+    host.wait_for(&write(&primary, 2));
+    assert_eq!(running.stop(), 0);
+}
+
+#[test]
+fn a_full_file_system_is_told_and_nothing_incomplete_is_archived() {
+    let (primary, host) = (primary(), Host::with_slot());
+    // A write that comes short is what a full file system answers with, and that is what pg_receivewal calls it.
+    let mut command = Command::new("/bin/sh");
+    let program = host.command(&primary);
+    command.arg("-c").arg("ulimit -f 1000; trap '' XFSZ; exec \"$@\"").arg("sh").arg(program.get_program());
+    command.args(program.get_args()).current_dir(host.path(""));
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let running = host.spawn(command);
+    running.wait_to_hear("No space left on device");
+    running.wait_to_hear("Make room on the file system of archiver.streaming_wals_directory.");
+    assert!(host.archived().is_empty());
+    assert_eq!(running.stop(), 0);
+    let names = write(&primary, 2);
+    let running = host.start(&primary);
+    host.wait_for(&names);
+    assert_eq!(running.stop(), 0);
+    assert_eq!(host.assert_equal_to(&primary), names.len());
+}
+
+#[test]
 fn an_old_or_missing_pg_receivewal_is_refused() {
     let primary = primary();
     let host = Host::new();

@@ -2,6 +2,7 @@
 
 use crate::cluster::{Cluster, Stop, catalogue, has_equal_content, paths, text, wait_until};
 use crate::streaming;
+use archiver_tests::gpg::Gpg;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -211,6 +212,86 @@ fn an_archive_hosts_own_small_server_receives_and_its_planned_stop_loses_nothing
 }
 
 #[test]
+fn nothing_is_received_into_the_empty_mount_point_of_an_archive() {
+    let cluster = receiving().with("archive_mode", "off").with("archive_library", "");
+    let cluster = cluster.with("archiver.streaming_archiver", "on").started();
+    cluster.psql("CREATE EXTENSION archiver");
+    wait_until_it_streams(&cluster);
+    let names = streaming::write(&cluster, 2);
+    wait_until("it is archived", || names.iter().all(|name| catalogue(&cluster.archive()).contains(name)));
+    cluster.stop(Stop::Fast);
+    fs::rename(cluster.archive(), cluster.path("unmounted")).unwrap();
+    cluster.create_directory("archive");
+    cluster.start();
+    wait_until("it is told", || cluster.log().contains("has vanished"));
+    assert!(cluster.log().contains("Is the file system mounted?"), "{}", cluster.log());
+    cluster.write_segments(2);
+    assert!(receivers(&cluster).is_empty());
+    assert!(paths(&cluster.archive()).is_empty(), "{:?}", paths(&cluster.archive()));
+    fs::remove_dir(cluster.archive()).unwrap();
+    fs::rename(cluster.path("unmounted"), cluster.archive()).unwrap();
+    wait_until_it_streams(&cluster);
+    cluster.psql("SELECT pg_logical_emit_message(true, 'test', 'more')");
+    wait_until("what was received is archived", || streaming_folder(&cluster).len() == 1);
+    assert_eq!(cluster.psql("SELECT count(*) FROM archiver.gaps()"), "0");
+}
+
+#[test]
+fn a_standby_receives_its_own_wal_from_its_promotion_on() {
+    let primary = receiving().started();
+    primary.psql("CREATE EXTENSION archiver");
+    switch(&primary, "on");
+    wait_until_it_streams(&primary);
+    let standby = Cluster::from_backup(&primary).with("archive_mode", "on").with("restore_command", "");
+    let conninfo = format!("host={} user=postgres", primary.directory().display());
+    let standby = standby.with("primary_conninfo", &conninfo).with("archiver.streaming_archiver", "on");
+    standby.write_file(&standby.data().join("standby.signal"), b"");
+    let standby = standby.started();
+    let position = primary.psql("SELECT pg_current_wal_lsn()");
+    wait_until("the standby has it all", || {
+        standby.psql(&format!("SELECT pg_last_wal_replay_lsn() >= '{position}'")) == "t"
+    });
+    let row = || standby.psql("SELECT state, detail FROM archiver.check() WHERE name = 'receive-wal running'");
+    assert_eq!(row(), "ok|this is a standby: its own WAL is received from its promotion on");
+    assert!(receivers(&standby).is_empty());
+    primary.stop(Stop::Fast);
+    standby.promote();
+    wait_until_it_streams(&standby);
+    standby.write_segments(2);
+    standby.psql("SELECT pg_logical_emit_message(true, 'test', 'more')");
+    standby.drain();
+    wait_until("what was received is archived", || streaming_folder(&primary).len() == 1);
+    assert_eq!(standby.psql("SELECT count(*) FROM archiver.gaps()"), "0");
+    assert!(paths(&primary.archive().join("main/errors")).is_empty());
+    wait_until("it receives", || row().starts_with("ok|process"));
+}
+
+#[test]
+fn what_both_ways_bring_is_known_again_where_it_is_encrypted() {
+    let gpg = Gpg::new();
+    gpg.add_key("reader", "future-default", "", "never");
+    let cluster = receiving().with("archiver.streaming_partial_interval", "1s");
+    let keys = cluster.path("readers.asc");
+    cluster.write_file(&keys, &fs::read(gpg.public_keys(&["reader"], true)).unwrap());
+    let cluster = cluster.with("archiver.encryption", "gpg");
+    let cluster = cluster.with("archiver.encryption_recipients", &keys.display().to_string()).started();
+    cluster.psql("CREATE EXTENSION archiver");
+    switch(&cluster, "on");
+    wait_until_it_streams(&cluster);
+    cluster.write_segments(6);
+    cluster.psql("SELECT pg_logical_emit_message(true, 'test', 'more')");
+    cluster.drain();
+    wait_until("what was received is archived", || streaming_folder(&cluster).len() == 1);
+    wait_until("a part is kept", || status(&cluster, "last_part IS NOT NULL") == "t");
+    cluster.assert_one_line_each();
+    assert!(paths(&cluster.archive().join("main/errors")).is_empty());
+    assert!(!cluster.log().contains("could not"), "{}", cluster.log());
+    for path in paths(&cluster.archive().join("main/partial")) {
+        assert_eq!(fs::read(path).unwrap()[0], 0x85, "a part is as secret as the whole");
+    }
+}
+
+#[test]
 fn a_reset_begins_where_the_server_is_while_the_worker_waits() {
     let cluster = receiving().with("archive_mode", "off").with("archive_library", "").with("archiver.slot_name", "");
     let cluster = cluster.with("max_wal_size", "2MB").with("min_wal_size", "2MB");
@@ -239,4 +320,20 @@ fn a_reset_begins_where_the_server_is_while_the_worker_waits() {
     let names = streaming::write(&cluster, 1);
     wait_until("it is archived", || names.iter().all(|name| catalogue(&cluster.archive()).contains(name)));
     assert!(cluster.psql("SELECT count(*) FROM archiver.gaps()") != "0");
+}
+
+#[test]
+fn a_copy_on_another_machine_is_not_asked_for_the_streaming_directory_of_its_configuration() {
+    let cluster = Cluster::new(1).started();
+    cluster.write_segments(1);
+    cluster.drain();
+    cluster.set("archiver.streaming_wals_directory", "/nonexistent/received");
+    cluster.reload();
+    let (missing, copy) = ("0000000100000000000000FF", cluster.path("copy"));
+    let output = cluster.restore(missing, &copy);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    // Whoever names it himself means it.
+    let mut command = cluster.archiver_program();
+    command.args(["restore", missing, "copy", "--streaming-wals-directory", "/nonexistent/received"]);
+    assert_eq!(command.output().unwrap().status.code(), Some(255));
 }

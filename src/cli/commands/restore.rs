@@ -53,7 +53,7 @@ fn restore_file(arguments: &Arguments, wanted: &Restore, data_directory: &Path) 
     let settings = settings::read(arguments, data_directory)?;
     let destination = Destination::parse(&settings)?;
     let streaming_directory = Streaming::directory(&settings, &destination)?;
-    let is_named = !settings.get(Setting::StreamingWalsDirectory).is_empty();
+    let is_named = settings::is_said(arguments, Setting::StreamingWalsDirectory);
     let request = Request {
         name,
         destination: &wanted.dest,

@@ -174,6 +174,12 @@ fn storage_rows(config: &Config, is_probe: bool) -> Vec<Row> {
 fn streaming_rows() -> Vec<Row> {
     let is_on = Streaming::is_on(&guc::settings()).unwrap_or(true);
     let Ok((_, streaming)) = guc::receiver(&ffi::data_directory()) else { return Vec::new() };
+    if is_on && guc::receives_own_wal() && ffi::is_in_recovery() {
+        return vec![Row::ok(
+            "receive-wal running",
+            "this is a standby: its own WAL is received from its promotion on",
+        )];
+    }
     let expected = if is_on { Expected::Receiving } else { Expected::Nothing };
     let mut rows = Vec::new();
     let is_preloaded = ffi::preloaded_libraries().split(',').any(|name| is_ours(name.trim().trim_matches('"')));
