@@ -2,9 +2,7 @@
 
 use crate::wal::{LongPageHeader, SegmentName, WalName};
 use std::fmt;
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read};
 
 /// The first bytes of a segment; the rest is yet to be received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,54 +29,53 @@ impl fmt::Display for Part {
     }
 }
 
-/// How many bytes of a segment were received into `file`, which pg_receivewal fills with zeros first and then from its
-/// beginning to its end (receivelog.c, `open_walfile`): up to the last byte that is none. Every page begins with a magic that
-/// is never 0, so the pages that were received are found by halving. 0 where not even a page header was.
-pub fn received_bytes(file: &File) -> io::Result<u64> {
-    let mut head = [0; LongPageHeader::LENGTH];
-    if read_at(file, 0, &mut head)? < head.len() {
+/// How many bytes of a segment there are in what `segment` reads: up to the last byte that is none of zero, on the last of
+/// the pages from the first that are each where they belong. A file that WAL is received into is filled with zeros first
+/// (receivelog.c, `open_walfile`); one that a timeline ended in may hold, behind that end, pages of the older segment that it
+/// was; and a crash of the machine may leave holes. 0 where not even a page header is there.
+pub fn received_bytes(mut segment: impl Read) -> io::Result<u64> {
+    let mut page = vec![0; LongPageHeader::LENGTH];
+    if fill(&mut segment, &mut page)? < page.len() {
         return Ok(0);
     }
-    let Ok(header) = LongPageHeader::parse(&head) else { return Ok(0) };
-    let page_bytes = u64::from(header.page_bytes.clamp(1 << 10, 64 << 10));
-    let length = file.metadata()?.len().min(header.segment_size.bytes());
-    // How many pages were received: at least `low`, and no more than `high`.
-    let (mut low, mut high) = (0, length.div_ceil(page_bytes));
-    let mut page = vec![0; page_bytes as usize];
-    let mut last_byte = |number: u64| -> io::Result<Option<u64>> {
-        let count = read_at(file, number * page_bytes, &mut page)?;
-        Ok(page[..count].iter().rposition(|&byte| byte != 0).map(|last| last as u64 + 1))
-    };
-    while low < high {
-        let middle = low + (high - low) / 2;
-        match last_byte(middle)? {
-            Some(_) => low = middle + 1,
-            None => high = middle,
+    let Ok(header) = LongPageHeader::parse(&page) else { return Ok(0) };
+    let page_bytes = header.page_bytes.clamp(1 << 10, 64 << 10) as usize;
+    page.resize(page_bytes, 0);
+    let (mut start, mut end, mut filled) = (0_u64, 0_u64, LongPageHeader::LENGTH);
+    while start < header.segment_size.bytes() {
+        let count = filled + fill(&mut segment, &mut page[filled..])?;
+        let address = header.page_address.0 + start;
+        // Every page begins with a magic, and tells its address in the second eight bytes (`XLogPageHeaderData`).
+        let is_there = count >= 16 && page[..2] != [0, 0] && page[8..16] == address.to_ne_bytes();
+        let last = page[..count].iter().rposition(|&byte| byte != 0);
+        let Some(last) = last.filter(|_| is_there) else { break };
+        end = start + last as u64 + 1;
+        (start, filled) = (start + page_bytes as u64, 0);
+        if count < page_bytes {
+            break;
         }
     }
-    let Some(last) = low.checked_sub(1) else { return Ok(0) };
-    Ok(last_byte(last)?.map_or(0, |end| last * page_bytes + end))
+    Ok(end)
 }
 
-/// Fills `buffer` from there on, as far as the file reaches.
-fn read_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut read = 0;
-    while read < buffer.len() {
-        match file.read_at(&mut buffer[read..], offset + read as u64) {
+/// Reads until `buffer` is full, or there is no more.
+fn fill(reader: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match reader.read(&mut buffer[filled..]) {
             Ok(0) => break,
-            Ok(count) => read += count,
+            Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(read)
+    Ok(filled)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::wal::{Lsn, SegmentSize, Timeline};
-    use std::fs;
 
     #[test]
     fn a_name_reads_back_and_nothing_else_is_one() {
@@ -97,41 +94,58 @@ mod tests {
         }
     }
 
+    /// A segment of 1 MB of which so many pages were received, and so much of the next.
+    fn segment(page_bytes: u32, pages: usize, more: usize) -> Vec<u8> {
+        let header = LongPageHeader {
+            magic: 0xD110,
+            timeline: Timeline(1),
+            page_address: Lsn(1 << 20),
+            system_identifier: 7,
+            segment_size: SegmentSize::new(1 << 20).unwrap(),
+            page_bytes,
+        };
+        let mut bytes = vec![0; 1 << 20];
+        let all = pages * page_bytes as usize + more;
+        bytes[..all].fill(0xEE);
+        for (number, page) in bytes[..all].chunks_mut(page_bytes as usize).enumerate() {
+            let page_address = Lsn(header.page_address.0 + (number * page_bytes as usize) as u64);
+            let header = LongPageHeader { page_address, ..header }.to_bytes();
+            let count = page.len().min(header.len());
+            page[..count].copy_from_slice(&header[..count]);
+        }
+        bytes
+    }
+
+    fn received(bytes: &[u8]) -> u64 {
+        received_bytes(bytes).unwrap()
+    }
+
     #[test]
     fn what_was_received_ends_with_the_last_byte_that_is_not_zero() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("segment");
-        let received = |page_bytes: u32, pages: usize, more: &[u8]| {
-            let header = LongPageHeader {
-                magic: 0xD110,
-                timeline: Timeline(1),
-                page_address: Lsn(1 << 20),
-                system_identifier: 7,
-                segment_size: SegmentSize::new(1 << 20).unwrap(),
-                page_bytes,
-            };
-            let mut bytes = vec![0; 1 << 20];
-            for page in 0..pages {
-                bytes[page * page_bytes as usize] = 0x10;
-            }
-            if pages > 0 {
-                bytes[..LongPageHeader::LENGTH].copy_from_slice(&header.to_bytes());
-            }
-            let end = pages * page_bytes as usize;
-            bytes[end..end + more.len()].copy_from_slice(more);
-            fs::write(&path, &bytes).unwrap();
-            received_bytes(&File::open(&path).unwrap()).unwrap()
-        };
         for page_bytes in [8192, 65536] {
-            let page = u64::from(page_bytes);
-            assert_eq!(received(page_bytes, 0, &[]), 0);
-            for pages in [2, 3, 7, 15] {
-                assert_eq!(received(page_bytes, pages, &[]), (pages as u64 - 1) * page + 1, "{pages}");
-                assert_eq!(received(page_bytes, pages, &[1, 0, 0, 4, 0]), pages as u64 * page + 4, "{pages}");
+            assert_eq!(received(&segment(page_bytes, 0, 0)), 0);
+            for pages in [0, 1, 2, 7, 15] {
+                for more in [100, 1000] {
+                    let bytes = segment(page_bytes, pages, more);
+                    assert_eq!(received(&bytes), (pages * page_bytes as usize + more) as u64);
+                    assert_eq!(
+                        received(&bytes[..pages * page_bytes as usize + 90]),
+                        (pages * page_bytes as usize + 90) as u64
+                    );
+                }
             }
         }
-        assert_eq!(received(8192, 128, &[]), 127 * 8192 + 1);
-        fs::write(&path, b"").unwrap();
-        assert_eq!(received_bytes(&File::open(&path).unwrap()).unwrap(), 0);
+        assert_eq!(received(&segment(8192, 128, 0)), 1 << 20);
+        assert_eq!((received(b""), received(&[0; 100]), received(&[7; 100])), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_lies_behind_a_hole_or_is_another_segments_does_not_count() {
+        let mut holed = segment(8192, 100, 0);
+        holed[50 * 8192..60 * 8192].fill(0);
+        assert_eq!(received(&holed), 50 * 8192);
+        let mut recycled = segment(8192, 100, 0);
+        recycled[30 * 8192 + 10] ^= 1;
+        assert_eq!(received(&recycled), 30 * 8192);
     }
 }

@@ -11,7 +11,7 @@ use crate::hash::{Hash, HashKey};
 use crate::identity::{Identity, MAX_IDENTITY_BYTES, foreign_archive};
 use crate::layout::{Format, Layout, Naming};
 use crate::mode::Mode;
-use crate::part::Part;
+use crate::part::{Part, received_bytes};
 use crate::pulse::Pulse;
 use crate::store::s3::{Patience, S3Store};
 use crate::store::{Listed, LocalStore, Meta, Object, Store};
@@ -342,6 +342,15 @@ impl Place {
         }
         let Some(records) = &self.records else { return Ok(None) };
         Ok(records.find_sum(&self.layout, name)?.and_then(|sum| SegmentSize::new(sum.noted.size)))
+    }
+
+    /// How much there is in the archived segment of that name, whole or in part; nothing where none is archived.
+    pub fn received_bytes(&self, name: &WalName) -> Result<Option<u64>> {
+        let Some((stored, object)) = self.open_wal(name)? else { return Ok(None) };
+        let read = self.decode(object.body, u64::MAX).and_then(|decoded| received_bytes(decoded.plain));
+        let location = self.store.location(&stored.key);
+        read.map(Some)
+            .map_err(|error| Error::of_stored_copy(&location, &error, "Restore it from another copy of the archive."))
     }
 
     /// The parts of that segment, or of any, that are kept: in order.

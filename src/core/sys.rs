@@ -7,7 +7,7 @@ use std::process::Command;
 
 /// Has the kernel send `signal` to the program that `command` starts once the thread that starts it has ended, be it by a
 /// kill of its whole process (prctl(2), `PR_SET_PDEATHSIG`). The program gets an empty signal mask, which threads of ours have
-/// not, and none of our descriptors.
+/// not, that signal's own effect, and none of our descriptors.
 #[cfg(target_os = "linux")]
 pub fn end_with_this_thread(command: &mut Command, signal: libc::c_int) {
     use std::os::unix::process::CommandExt;
@@ -25,6 +25,10 @@ pub fn end_with_this_thread(command: &mut Command, signal: libc::c_int) {
             }
             // PostgreSQL 15 leaves some of its own open. An old kernel does not know the call; then they stay open.
             libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+            // PostgreSQL's background workers ignore SIGINT, and what is ignored stays so.
+            if libc::signal(signal, libc::SIG_DFL) == libc::SIG_ERR {
+                return failed();
+            }
             if libc::prctl(libc::PR_SET_PDEATHSIG, signal) != 0 {
                 return failed();
             }

@@ -159,6 +159,8 @@ impl Worker {
                 if !thread.pulse.is_stopped() {
                     self.rests_until = Some(Instant::now() + BEGIN_PAUSE);
                 }
+                // What it has started ends, too.
+                thread.pulse.stop();
                 self.take_end(thread.handle);
             }
             Some(thread) => {
@@ -199,11 +201,11 @@ impl Worker {
         let waker = Arc::clone(&self.waker);
         let receive = move || {
             let streamer = Streamer::new(config, streaming, Beginning::RememberedBy(marker), beaten, tell);
-            let ended = streamer.map(|streamer| {
-                streamer
+            let ended = streamer.and_then(|streamer| {
+                let streamer = streamer
                     .with_hash_key(Some(cluster.system_identifier), cluster.hash_key)
-                    .with_configuration_file(configuration_file)
-                    .run();
+                    .with_configuration_file(configuration_file);
+                Arc::new(streamer).run()
             });
             off_thread::wake(&waker);
             ended

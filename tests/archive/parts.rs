@@ -72,7 +72,7 @@ fn the_longest_part_is_restored_and_the_rest_of_the_segment_is_zeros() {
         put(&site, &archive, 5_000);
         let longest = put(&site, &archive, 700_001);
         put(&site, &archive, 100_000);
-        assert_eq!(archive.parts().unwrap(), [part(5_000), part(100_000), part(700_001)]);
+        assert_eq!(archive.parts(None).unwrap(), [part(5_000), part(100_000), part(700_001)]);
         assert_eq!(ask(&site, false, None).unwrap_err().kind(), Kind::NotFound);
         let (restored, content) = ask(&site, true, None).unwrap();
         assert!(content == longest, "{compression}");
@@ -82,7 +82,7 @@ fn the_longest_part_is_restored_and_the_rest_of_the_segment_is_zeros() {
         archive.put_part(&part(700_001), &receive(&site, 700_001)).unwrap();
         archive.remove_part(&part(5_000)).unwrap();
         archive.remove_part(&part(5_000)).unwrap();
-        assert_eq!(archive.parts().unwrap(), [part(100_000), part(700_001)]);
+        assert_eq!(archive.parts(None).unwrap(), [part(100_000), part(700_001)]);
         // The catalogue and the sums are of whole files.
         assert!(site.catalogue().is_empty());
         assert!(!site.storage().join("main/sums").exists());
@@ -112,15 +112,26 @@ fn what_is_better_than_a_part_comes_before_it() {
 }
 
 #[test]
-fn a_part_of_a_promotions_is_restored_where_no_other_was_kept() {
+fn of_a_part_and_what_a_timeline_ended_with_the_longer_is_restored() {
     let site = Site::new();
     let archive = site.archive();
     let name = wal_name(PARTIAL);
-    let promoted = site.offer(&name, &site.content(&name));
-    archive_file(&archive, &promoted).unwrap();
-    assert!(ask(&site, true, None).unwrap().1 == fs::read(&promoted.path).unwrap());
-    let kept = put(&site, &archive, 300_000);
-    assert!(ask(&site, true, None).unwrap().1 == kept);
+    let mut content = fs::read(receive(&site, 200_000)).unwrap();
+    // As PostgreSQL leaves it where the segment's file was another one's before: that one's pages behind the end.
+    let (end, older) = (200_000_usize.next_multiple_of(8192), site.content(&site.name(1)));
+    content[end..].copy_from_slice(&older[end..]);
+    let ended = site.offer(&name, &content);
+    archive_file(&archive, &ended).unwrap();
+    assert!(ask(&site, true, None).unwrap().1 == content);
+    assert_eq!(archive.archived_bytes(part(0).segment).unwrap(), Some(200_000));
+    put(&site, &archive, 100_000);
+    assert!(ask(&site, true, None).unwrap().1 == content);
+    let longer = put(&site, &archive, 300_000);
+    assert!(ask(&site, true, None).unwrap().1 == longer);
+    let streaming = site.path("streaming");
+    receive(&site, 150_000);
+    archive.remove_part(&part(300_000)).unwrap();
+    assert!(ask(&site, true, Some(&streaming)).unwrap().1 == content);
 }
 
 #[test]
@@ -158,7 +169,7 @@ fn a_part_of_another_cluster_or_of_less_than_it_says_is_refused() {
     fs::write(&file, content).unwrap();
     let error = archive.put_part(&part(300_000), &file).unwrap_err();
     assert!(error.message().contains("was written by the cluster with system identifier"), "{error}");
-    assert!(archive.parts().unwrap().is_empty());
+    assert!(archive.parts(None).unwrap().is_empty());
 }
 
 #[test]

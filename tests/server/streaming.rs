@@ -378,7 +378,7 @@ fn what_a_crash_cut_short_is_received_again() {
 #[test]
 fn a_reset_leaves_a_gap_and_never_goes_back() {
     let primary = primary();
-    let host = Host::new();
+    let host = Host::new().with(&["--streaming-partial-interval", "1s"]);
     let reset = |expected: &str| {
         let output = host.reset(&primary);
         assert_eq!(
@@ -393,6 +393,10 @@ fn a_reset_leaves_a_gap_and_never_goes_back() {
     running.wait_for_receivewal();
     let names = write(&primary, 2);
     host.wait_for(&names);
+    let left = primary.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    let kept = || host.names_in("archive/main/partial");
+    let is_kept = |segment: &str| kept().iter().any(|name| name.starts_with(segment));
+    running.wait("a part is kept", || is_kept(&left));
     assert_eq!(running.stop(), 0);
     reset("nothing to do");
     write(&primary, 3);
@@ -403,6 +407,9 @@ fn a_reset_leaves_a_gap_and_never_goes_back() {
     let running = host.start(&primary);
     running.wait_for_receivewal();
     host.wait_for(&write(&primary, 2));
+    // What there was of the segment that was left is archived as such, and no shorter part of it is kept.
+    host.wait_for(&[format!("{left}.partial")]);
+    running.wait("the part is removed", || !is_kept(&left));
     assert_eq!(running.stop(), 0);
     let gaps = host.program(&primary).arg("gaps").output().unwrap();
     assert_eq!(gaps.status.code(), Some(1), "{}", text(&gaps.stdout));
@@ -841,12 +848,12 @@ fn a_missing_archive_and_another_servers_wal_are_refused_before_anything_is_rece
 #[test]
 fn the_program_shows_and_judges_how_receiving_stands() {
     let (primary, host) = (primary(), Host::with_slot());
-    let json = |command: &str| {
+    let ask = |command: &str, variables: &[(&str, &str)]| {
         let mut asked = host.program(&primary);
-        asked.args([command, "--json"]).env("ARCHIVER_SLOT_NAME", "archiver");
-        let output = asked.output().unwrap();
+        let output = asked.args([command, "--json"]).envs(variables.iter().copied()).output().unwrap();
         (output.status.code(), text(&output.stdout))
     };
+    let json = |command: &str| ask(command, &[("ARCHIVER_SLOT_NAME", "archiver")]);
     let value =
         |query: &str, input: &str| primary.psql(&format!("SELECT {query} FROM (SELECT $${input}$$::jsonb) AS t(j)"));
     let shown =
@@ -855,7 +862,7 @@ fn the_program_shows_and_judges_how_receiving_stands() {
                 FROM jsonb_array_elements(j) AS e WHERE e->>'name' ~ 'receive|stream|slot|received')";
     // Whoever receives nothing is not bothered with it.
     assert_eq!(value(shown, &json("status").1), "|||");
-    assert_eq!(value(rows, &json("check").1), "");
+    assert_eq!(value(rows, &ask("check", &[]).1), "");
     let running = host.start(&primary);
     running.wait_for_receivewal();
     host.wait_for(&write(&primary, 2));
@@ -871,7 +878,10 @@ fn the_program_shows_and_judges_how_receiving_stands() {
     let metrics = text(&metrics.args(["check", "--metrics"]).output().unwrap().stdout);
     assert!(metrics.contains("archiver_receive_wal_running{server_name=\"main\"} 1\n"), "{metrics}");
     assert!(metrics.contains("archiver_receive_wal_lag_bytes{server_name=\"main\"} 0\n"), "{metrics}");
+    assert!(value(rows, &ask("check", &[]).1).contains("receive-wal running ok"));
     assert_eq!(running.stop(), 0);
+    // An end that was wanted is nobody's trouble, but of those who say that they receive.
+    assert_eq!(value(rows, &ask("check", &[]).1), "");
     let (code, judged) = json("check");
     assert_eq!(code, Some(1));
     let failed = value(rows, &judged);

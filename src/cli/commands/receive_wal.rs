@@ -34,7 +34,7 @@ pub fn run(typed: &Typed, wanted: &Arguments) -> Result<u8, End> {
         out.flush()?;
         return Ok(output::DONE);
     }
-    streamer.run();
+    Arc::new(streamer).run()?;
     Ok(output::DONE)
 }
 

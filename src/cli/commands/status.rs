@@ -25,7 +25,7 @@ pub fn look_at(arguments: &Arguments, data_directory: &Path) -> archiver_core::R
 /// How receiving WAL stands; nothing where nobody has received here, or that cannot be looked at.
 pub fn look_at_receiver(settings: &Settings, destination: &Destination) -> Option<Facts> {
     let directory = Streaming::directory(settings, destination).ok()??;
-    let seen = stream::check::is_used(&directory).then(|| stream::look(&directory).ok())??;
+    let seen = stream::is_used(&directory).then(|| stream::look(&directory).ok())??;
     Some(seen.facts(None, unix_us(SystemTime::now())))
 }
 

@@ -169,21 +169,6 @@ impl Archive {
         self.place()?.confirm_archive(Some(self.cluster.system_identifier))
     }
 
-    /// Fails where no archive is, and the marker remembers one.
-    pub fn confirm_not_vanished(&self) -> Result<()> {
-        let place = self.place()?;
-        let Some(marker) = &self.marker else { return Ok(()) };
-        if place.identity()?.is_none() && marker.remembers(self.cluster.system_identifier, &place.real_location())? {
-            return Err(vanished_archive(&place.location(), place.absence_question(), Some(marker.path())));
-        }
-        Ok(())
-    }
-
-    /// Whether it says whose it is.
-    pub fn has_identity(&self) -> Result<bool> {
-        Ok(self.place()?.identity()?.is_some())
-    }
-
     /// Whether a file of that name is stored.
     pub fn holds(&self, name: &WalName) -> Result<bool> {
         Ok(self.place()?.find(name)?.is_some())

@@ -37,9 +37,9 @@ impl Archive {
         self.confirm_identity(place)
     }
 
-    /// The parts that are kept, of whatever segments, in order.
-    pub fn parts(&self) -> Result<Vec<Part>> {
-        self.place()?.parts(None)
+    /// The parts that are kept of that segment, or of any: in order.
+    pub fn parts(&self, of: Option<SegmentName>) -> Result<Vec<Part>> {
+        self.place()?.parts(of)
     }
 
     /// Removes the part, in whatever format it was put.
@@ -51,9 +51,12 @@ impl Archive {
         Ok(())
     }
 
-    /// Whether the whole segment is archived.
-    pub fn holds_segment(&self, segment: SegmentName) -> Result<bool> {
-        self.holds(&WalName::Segment(segment))
+    /// How much of that segment is archived: all of it, or what a timeline ended with; nothing where neither is.
+    pub fn archived_bytes(&self, segment: SegmentName) -> Result<Option<u64>> {
+        match self.holds(&WalName::Segment(segment))? {
+            true => Ok(Some(self.cluster.segment_size.bytes())),
+            false => self.place()?.received_bytes(&WalName::Partial(segment)),
+        }
     }
 
     /// Fails where another part stands there. What is encrypted, and neither noted nor to be read here, is taken for the same.

@@ -13,7 +13,7 @@ use crate::regular_file::{self, Links};
 use crate::store::{Meta, Object};
 use crate::wal::{BadHeader, Expected, LongPageHeader, SegmentName, WalName};
 use std::borrow::Borrow;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -104,13 +104,25 @@ fn look(place: &Place, request: &Request<'_>) -> Result<Option<Restored>> {
     }
 }
 
-/// Restores what there is of a segment that is whole nowhere: the longest part of what was received, and else what a timeline
-/// ended with, which was archived when that happened, and is the shorter one where the old server went on.
+/// Restores what there is of a segment that is whole nowhere, the longest of three: what lies where WAL is received, a part that
+/// was put into the storage meanwhile, and what a timeline ended with, which was archived when that happened.
 fn look_for_parts(place: &Place, request: &Request<'_>, segment: SegmentName) -> Result<Option<Restored>> {
     let partial = WalName::Partial(segment);
     let received = find_received(request, &partial)?;
     let received_bytes = received.as_ref().map_or(0, |received| received.bytes);
-    if let Some(part) = place.parts(Some(segment))?.pop().filter(|part| part.bytes > received_bytes) {
+    let part = place.parts(Some(segment))?.pop().filter(|part| part.bytes > received_bytes);
+    let longest = part.map_or(received_bytes, |part| part.bytes);
+    // Which is not read to be measured where there is nothing to compare it with.
+    let is_archiveds = match longest {
+        0 => true,
+        _ => place.received_bytes(&partial)?.is_some_and(|bytes| bytes > longest),
+    };
+    if is_archiveds {
+        let Some((stored, object)) = place.open_wal(&partial)? else { return Ok(None) };
+        let location = place.store.location(&stored.key);
+        return from_archive(place, request, partial, object, location).map(Some);
+    }
+    if let Some(part) = part {
         for key in place.part_keys(&part)? {
             // It goes once there is better: then that is found in the next look.
             let Some(object) = place.store.get(&key)? else { continue };
@@ -119,12 +131,7 @@ fn look_for_parts(place: &Place, request: &Request<'_>, segment: SegmentName) ->
         return Err(Error::new(Kind::Storage, part.to_string(), format!("the part \"{part}\" was there and is gone"))
             .retry_if(true));
     }
-    if let Some(received) = received {
-        return from_streaming(place, request, partial, received).map(Some);
-    }
-    let Some((stored, object)) = place.open_wal(&partial)? else { return Ok(None) };
-    let location = place.store.location(&stored.key);
-    from_archive(place, request, partial, object, location).map(Some)
+    received.map(|received| from_streaming(place, request, partial, received)).transpose()
 }
 
 fn from_archive(
@@ -181,7 +188,7 @@ fn confirm_owner(place: &Place, request: &Request<'_>, name: &WalName) -> Result
 struct FoundReceived {
     location: String,
     object: Object,
-    /// How much of it was received, where it is WAL.
+    /// How much of it was received, where it is a part.
     bytes: u64,
 }
 
@@ -199,10 +206,14 @@ fn find_received(request: &Request<'_>, name: &WalName) -> Result<Option<FoundRe
         }
         Err(error) => return Err(failed(&error)),
     };
-    let bytes = if name.is_wal() { received_bytes(&file).map_err(|error| failed(&error))? } else { 0 };
+    let bytes = match name {
+        WalName::Partial(_) => received_bytes(&file).map_err(|error| failed(&error))?,
+        _ => 0,
+    };
     if matches!(name, WalName::Partial(_)) && bytes == 0 {
         return Ok(None);
     }
+    (&file).rewind().map_err(|error| failed(&error))?;
     let meta = Meta {
         stored_size: meta.len(),
         modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),

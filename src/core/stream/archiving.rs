@@ -43,7 +43,7 @@ struct Archiving<'a> {
     parts: Parts,
 }
 
-/// Archives what is received until the pulse is told to stop.
+/// Archives what is received until the pulse is told to stop. Whoever receives waits for nothing here.
 pub fn archive_what_comes(streamer: &Streamer, target: &Target) {
     let parts = Parts::new(streamer.streaming.partial_interval);
     let mut archiving = Archiving { streamer, episode: Episode::default(), parts };
@@ -92,7 +92,8 @@ impl Archiving<'_> {
                 standing.last_archived_wal = Some(last.to_string());
                 standing.last_archived_us = Some(unix_us(SystemTime::now()));
             });
-            let segments: Vec<_> = archived.iter().filter(|name| name.is_wal()).filter_map(WalName::segment).collect();
+            let whole = archived.iter().filter(|name| matches!(name, WalName::Segment(_)));
+            let segments: Vec<_> = whole.filter_map(WalName::segment).collect();
             self.parts.let_go(self.streamer, archive, &segments);
         }
         if !self.streamer.pulse.is_stopped() {

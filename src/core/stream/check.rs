@@ -1,62 +1,68 @@
 //! Whether streaming works: the rows of `check()` that concern it. Nothing is changed, and no slot is made.
 
 use super::complaint::GONE;
-use super::{Identified, Primary, Seen, Tool, look};
+use super::{Identified, Primary, Seen, Tool, Trouble, look};
 use crate::check::Row;
 use crate::config::Streaming;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pulse::Pulse;
-use std::path::Path;
+use crate::state::unix_us;
+use std::time::SystemTime;
 
-/// Whether somebody is to receive, and does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expected {
-    /// WAL is to be received.
-    Receiving,
-    /// It is not: a slot that is there all the same keeps WAL for nobody.
-    Nothing,
-}
-
-/// Whether anybody receives WAL into that directory, or was to when he was ended without a word.
-pub fn is_used(directory: &Path) -> bool {
-    directory.join(crate::incoming::RECEIVER_LOCK).exists()
-}
-
-/// Judges the receiver that `streaming` sets, and the server that it receives from.
-pub fn check(streaming: &Streaming, expected: Expected, pulse: &Pulse) -> Vec<Row> {
-    let psql = Tool::find("psql", &streaming.path_prefix);
-    if expected == Expected::Nothing {
-        let slot = streaming.slot_name.as_deref().zip(psql.ok());
-        let left = slot.and_then(|(slot, psql)| left_slot(&Primary::new(&streaming.conninfo, &psql, pulse), slot));
-        return left.into_iter().collect();
-    }
-    let receivewal = Tool::find("pg_receivewal", &streaming.path_prefix);
-    let mut rows = vec![Row::of("pg_receivewal", receivewal.as_ref().map_err(Error::clone).map(found))];
+/// Judges the receiver that `streaming` sets, as it stands here: nobody else is asked.
+pub fn receiver(streaming: &Streaming) -> Vec<Row> {
+    let tool = Tool::find("pg_receivewal", &streaming.path_prefix);
     let seen = look(&streaming.directory);
-    rows.push(running(&seen));
+    let mut rows = vec![Row::of("pg_receivewal", tool.map(|tool| found(&tool))), running(&seen)];
     rows.extend(seen.as_ref().ok().map(archiving));
-    let psql = match psql {
-        Ok(psql) => psql,
-        Err(error) => {
-            rows.push(Row::of_error("streaming connection", &error));
-            return rows;
-        }
-    };
-    let primary = Primary::new(&streaming.conninfo, &psql, pulse);
-    match primary.identify() {
-        Ok(server) => {
-            rows.push(connection(&server));
-            rows.extend(receivewal.ok().map(|tool| compatible(&tool, &server)));
-            rows.push(Row::of("streaming wal_level", wal_level(&primary)));
-            rows.push(privileges(&primary));
-            let is_running = seen.is_ok_and(|seen| seen.is_running);
-            rows.push(Row::of("replication slot", slot(streaming, &primary, is_running)));
-        }
-        // Every other question would be answered by the same failure.
-        Err(error) => rows.push(Row::of_error("streaming connection", &error)),
-    }
     rows
 }
+
+/// Judges the server that `streaming` names: whether WAL can be received from it.
+pub fn server(streaming: &Streaming, pulse: &Pulse) -> Vec<Row> {
+    let psql = match Tool::find("psql", &streaming.path_prefix) {
+        Ok(psql) => psql,
+        Err(error) => return vec![Row::of_error(CONNECTION, &error)],
+    };
+    let primary = Primary::new(&streaming.conninfo, &psql, pulse).hurried();
+    match primary.identify() {
+        Ok(server) => {
+            let mut rows = vec![connection(&server)];
+            let tool = Tool::find("pg_receivewal", &streaming.path_prefix);
+            rows.extend(tool.ok().map(|tool| compatible(&tool, &server)));
+            rows.push(Row::of("streaming wal_level", wal_level(&primary)));
+            rows.push(privileges(&primary));
+            rows.push(Row::of(SLOT, slot(streaming, &primary)));
+            rows
+        }
+        // Every other question would be answered by the same failure.
+        Err(error) => vec![Row::of_error(CONNECTION, &error)],
+    }
+}
+
+/// Whether a slot is left that nobody uses, where nothing is to be received. A server that cannot be asked is nobody's
+/// trouble then.
+pub fn left_slot(streaming: &Streaming, pulse: &Pulse) -> Option<Row> {
+    let name = streaming.slot_name.as_deref()?;
+    let psql = Tool::find("psql", &streaming.path_prefix).ok()?;
+    let slot = Primary::new(&streaming.conninfo, &psql, pulse).hurried().slot(name).ok()??;
+    (slot.is_active != Some(true)).then(|| {
+        let detail = format!("\"{name}\" keeps WAL from {} on, and streaming is off", shown(slot.restart));
+        let drop = format!("SELECT pg_drop_replication_slot('{name}')");
+        Row::warning(
+            SLOT,
+            detail,
+            format!("Drop it before it fills the server's disk: {drop}; or switch streaming on."),
+        )
+    })
+}
+
+/// What a row on the connection is called.
+pub const CONNECTION: &str = "streaming connection";
+const SLOT: &str = "replication slot";
+/// More files than these do not wait where archiving keeps up.
+const MANY_FILES: u64 = 16;
+const LONG_AGO_US: i64 = 300_000_000;
 
 fn found(tool: &Tool) -> Row {
     Row::ok("pg_receivewal", format!("{}, version {}", tool.path.display(), tool.major))
@@ -65,7 +71,7 @@ fn found(tool: &Tool) -> Row {
 fn connection(server: &Identified) -> Row {
     let Identified { system_identifier, timeline, position, .. } = server;
     let detail = format!("system identifier {system_identifier}, timeline {timeline}, WAL flushed to {position}");
-    Row::ok("streaming connection", detail)
+    Row::ok(CONNECTION, detail)
 }
 
 fn compatible(tool: &Tool, server: &Identified) -> Row {
@@ -106,8 +112,8 @@ fn privileges(primary: &Primary<'_>) -> Row {
     }
 }
 
-fn slot(streaming: &Streaming, primary: &Primary<'_>, is_running: bool) -> Result<Row> {
-    let name = "replication slot";
+fn slot(streaming: &Streaming, primary: &Primary<'_>) -> Result<Row> {
+    let name = SLOT;
     let Some(slot_name) = streaming.slot_name.as_deref() else {
         let hint = "Set archiver.slot_name, unless the same WAL is archived by file, too.";
         return Ok(Row::warning(name, "none: the server may remove WAL that was not received", hint));
@@ -134,7 +140,7 @@ fn slot(streaming: &Streaming, primary: &Primary<'_>, is_running: bool) -> Resul
         Some(slot) if slot.is_active == Some(false) => Row::failed(
             name,
             format!("\"{slot_name}\" is not in use: the server keeps WAL from {} on", shown(slot.restart)),
-            if is_running { "Does the receiver use another slot?" } else { "See that WAL is received." },
+            "See that WAL is received, and through this slot.",
         ),
         Some(slot) if matches!(slot.wal_status.as_deref(), Some("unreserved")) => Row::failed(
             name,
@@ -153,18 +159,6 @@ fn slot(streaming: &Streaming, primary: &Primary<'_>, is_running: bool) -> Resul
 
 fn shown(position: Option<crate::wal::Lsn>) -> String {
     position.map_or_else(|| "an unknown position".to_string(), |position| position.to_string())
-}
-
-/// A server that cannot be asked is nobody's trouble where nothing is received.
-fn left_slot(primary: &Primary<'_>, name: &str) -> Option<Row> {
-    let slot = primary.slot(name).ok()??;
-    Some(Row::warning(
-        "replication slot",
-        format!("\"{name}\" keeps WAL from {} on, and streaming is off", shown(slot.restart)),
-        format!(
-            "Drop it before it fills the server's disk: SELECT pg_drop_replication_slot('{name}'); or switch streaming on."
-        ),
-    ))
 }
 
 fn running(seen: &Result<Seen>) -> Row {
@@ -187,7 +181,7 @@ fn running(seen: &Result<Seen>) -> Row {
         None => Row::failed(
             name,
             "nobody receives WAL",
-            "Start \"archiver receive-wal\", or switch archiver.streaming_archiver on; its log says more.",
+            "Does \"archiver receive-wal\" run, or is archiver.streaming_archiver on and a worker process free for it (max_worker_processes)? The log says more.",
         ),
     }
 }
@@ -195,15 +189,19 @@ fn running(seen: &Result<Seen>) -> Row {
 fn archiving(seen: &Seen) -> Row {
     let name = "received WAL";
     let detail = format!("{} files wait to be archived", seen.waiting_files);
-    match seen.standing.as_ref().and_then(|standing| standing.archiving.as_ref()) {
-        Some(trouble) => Row::failed(
-            name,
-            format!("{detail}: {}", trouble.error),
-            trouble
-                .hint
-                .clone()
-                .unwrap_or_else(|| "They are tried again by themselves; the log says more.".to_string()),
-        ),
-        None => Row::ok(name, detail),
+    let Some(standing) = &seen.standing else { return Row::ok(name, detail) };
+    let hint = |trouble: &Trouble, other: &str| trouble.hint.clone().unwrap_or_else(|| other.to_string());
+    let ago_us = |then: Option<i64>| unix_us(SystemTime::now()) - then.unwrap_or_default();
+    if let Some(trouble) = &standing.archiving {
+        let detail = format!("{detail}: {}", trouble.error);
+        return Row::failed(name, detail, hint(trouble, "They are tried again by themselves; the log says more."));
     }
+    if seen.waiting_files > MANY_FILES && ago_us(standing.last_archived_us) > LONG_AGO_US {
+        return Row::warning(name, detail, "Archiving stands or lags. Does the storage answer? The log says more.");
+    }
+    if let Some(trouble) = &standing.parts {
+        let detail = format!("{detail}; parts: {}", trouble.error);
+        return Row::warning(name, detail, hint(trouble, "It is tried again by itself; the log says more."));
+    }
+    Row::ok(name, detail)
 }

@@ -22,10 +22,29 @@ pub struct Folder {
     path: PathBuf,
 }
 
-/// The right to receive into a directory, which one has at a time; it ends when this is dropped.
+/// A right that one has at a time; it ends when this is dropped.
 #[derive(Debug)]
-pub struct Turn(#[expect(dead_code, reason = "its lock ends with it")] File);
+pub struct Held(#[expect(dead_code, reason = "its lock ends with it")] File);
 
+/// What one may do in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// Archive what is there, and remove it: as long as one works there.
+    Archive,
+    /// Receive: given free while one waits to try again, so that somebody can reset.
+    Receive,
+}
+
+impl Right {
+    fn lock(self) -> &'static str {
+        match self {
+            Right::Archive => ARCHIVING_LOCK,
+            Right::Receive => RECEIVER_LOCK,
+        }
+    }
+}
+
+const ARCHIVING_LOCK: &str = ".archiver-receive-wal.archiving.lock";
 /// Who only looks whether somebody has it holds the lock for a moment.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -61,9 +80,9 @@ impl Folder {
         Ok(Folder::at(path))
     }
 
-    /// Takes the right to receive there. Fails where another receiver has it.
-    pub fn take(&self) -> Result<Turn> {
-        let lock_path = self.path.join(RECEIVER_LOCK);
+    /// Takes that right. Fails where another receiver has it.
+    pub fn take(&self, right: Right) -> Result<Held> {
+        let lock_path = self.path.join(right.lock());
         let open = || {
             OpenOptions::new()
                 .write(true)
@@ -84,7 +103,7 @@ impl Folder {
             )
             .hint("One receiver serves one directory: set another archiver.streaming_wals_directory."));
         }
-        Ok(Turn(lock))
+        Ok(Held(lock))
     }
 
     /// Whether somebody receives into the directory at `path`.
@@ -141,7 +160,7 @@ impl Folder {
     /// How far WAL was received; nothing where not even the beginning of that segment was.
     pub fn received(&self, newest: &Newest, segment_size: SegmentSize) -> Result<Option<Lsn>> {
         let path = self.path.join(newest.name().to_string());
-        let bytes = match File::open(&path).and_then(|file| received_bytes(&file)) {
+        let bytes = match File::open(&path).and_then(received_bytes) {
             // What the last pages of a whole one lack are zeros.
             Ok(_) if !newest.is_partial => segment_size.bytes(),
             Ok(bytes) => bytes,
@@ -217,8 +236,9 @@ impl Folder {
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&empty).and_then(|file| file.sync_all());
         made.map_err(|error| Error::io("create file", &empty, &error))?;
         let before = self.path.join(newest.name().to_string());
-        let is_empty = fs::metadata(&before).is_ok_and(|meta| meta.len() == 0);
-        if newest.is_partial && is_empty {
+        // Also one that a crash of the machine has left as zeros.
+        let is_empty = || File::open(&before).and_then(received_bytes).is_ok_and(|bytes| bytes == 0);
+        if newest.is_partial && is_empty() {
             fs::remove_file(&before).map_err(|error| Error::io("remove file", &before, &error))?;
         }
         durable::sync_directory(&self.path)?;
@@ -251,6 +271,18 @@ mod tests {
         SegmentName::numbered(Timeline(1), number, SegmentSize::DEFAULT)
     }
 
+    fn header_of(segment: SegmentName) -> [u8; LongPageHeader::LENGTH] {
+        let header = LongPageHeader {
+            magic: 0xD110,
+            timeline: segment.timeline,
+            page_address: segment.start(SegmentSize::DEFAULT).unwrap(),
+            system_identifier: 7,
+            segment_size: SegmentSize::DEFAULT,
+            page_bytes: 8192,
+        };
+        header.to_bytes()
+    }
+
     fn names(folder: &Folder) -> Vec<String> {
         let mut names: Vec<String> = folder.names().unwrap().iter().map(WalName::to_string).collect();
         names.sort();
@@ -264,13 +296,15 @@ mod tests {
     fn a_directory_has_one_receiver() {
         let (_directory, folder) = folder_with(&[]);
         assert!(!Folder::is_taken(folder.path()).unwrap());
-        let turn = folder.take().unwrap();
-        let error = folder.take().unwrap_err();
+        let _other = folder.take(Right::Archive).unwrap();
+        let turn = folder.take(Right::Receive).unwrap();
+        let error = folder.take(Right::Receive).unwrap_err();
         assert!(error.message().starts_with("another receiver works in"), "{error}");
         assert!(Folder::is_taken(folder.path()).unwrap());
         drop(turn);
         assert!(!Folder::is_taken(folder.path()).unwrap());
-        folder.take().unwrap();
+        folder.take(Right::Receive).unwrap();
+        assert!(folder.take(Right::Archive).is_err());
     }
 
     #[test]
@@ -306,12 +340,12 @@ mod tests {
         assert_eq!(reset(&[(FIFTH, 1), (SIXTH_PARTIAL, 1)], 5, 9).0.unwrap(), Reset::NothingToDo, "a slot lags");
         let ninth = format!("{}.partial", segment(9));
         let (done, left) = reset(&[(FIFTH, 1), (SIXTH_PARTIAL, 1)], 9, 10);
-        assert_eq!(
-            (done.unwrap(), left),
-            (Reset::To(segment(9)), vec![FIFTH.into(), SIXTH_PARTIAL.into(), ninth.clone()])
-        );
-        let (done, left) = reset(&[(FIFTH, 1), (SIXTH_PARTIAL, 0)], 9, 10);
-        assert_eq!((done.unwrap(), left), (Reset::To(segment(9)), vec![FIFTH.into(), ninth]));
+        // Nothing but zeros, of whatever length, is nothing received.
+        assert_eq!((done.unwrap(), left), (Reset::To(segment(9)), vec![FIFTH.into(), ninth.clone()]));
+        let (_directory, folder) = folder_with(&[(FIFTH, 1), (SIXTH_PARTIAL, 0)]);
+        fs::write(folder.path().join(SIXTH_PARTIAL), header_of(segment(6))).unwrap();
+        assert_eq!(folder.reset(segment(9), segment(10)).unwrap(), Reset::To(segment(9)));
+        assert_eq!(names(&folder), [FIFTH.into(), SIXTH_PARTIAL.into(), ninth]);
         let (done, left) = reset(&[(FIFTH, 1)], 9, 10);
         assert_eq!((done.unwrap(), left.len()), (Reset::To(segment(9)), 2));
     }

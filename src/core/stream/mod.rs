@@ -14,10 +14,10 @@ mod receiver;
 mod standing;
 mod tools;
 
-pub use folder::{Folder, Newest, Reset};
+pub use folder::{Folder, Newest, Reset, Right};
 pub use primary::{Answer, Identified, Primary, Slot};
 pub use receiver::Hear;
-pub use standing::{Facts, Heard, Seen, Standing, Trouble, look};
+pub use standing::{Facts, Heard, Seen, Standing, Trouble, is_used, look};
 pub use tools::Tool;
 
 use crate::archive::{Archive, Episode};
@@ -27,18 +27,19 @@ use crate::hash::HashKey;
 use crate::hooks::Say;
 use crate::identity::{Cluster, Marker, vanished_archive};
 use crate::mode::Mode;
+use crate::part::Part;
 use crate::place::Place;
 use crate::pulse::Pulse;
 use crate::report::Report;
 use crate::state::unix_us;
 use crate::threads::with_signals_blocked;
-use crate::wal::SegmentName;
+use crate::wal::{SegmentName, SegmentSize};
 use archiving::Target;
 use receiver::Receiver;
 use standing::Teller;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::{self, sleep};
+use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant, SystemTime};
 
 /// Before a receiver that ended is started again: doubled from the first up to the last.
@@ -51,6 +52,10 @@ const ASK_INTERVAL: Duration = Duration::from_secs(10);
 const GOOD_RUN: Duration = Duration::from_secs(60);
 const NO_ARCHIVE: &str = "Is the file system mounted? Give --begin where an archive is to begin.";
 const SHORT_WAIT: Duration = Duration::from_millis(50);
+/// How long the end waits for a file on its way into the storage.
+const ARCHIVING_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a storage is asked whose archive it holds, before WAL is received without that answer.
+const STORAGE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How an archive that is not there is told from one that is to begin.
 #[derive(Clone, Debug)]
@@ -98,8 +103,7 @@ pub struct Streamer {
 }
 
 impl Streamer {
-    /// Makes the streaming directory and finds the programs; the server is not asked yet. Fails where a program is missing,
-    /// or the directory is another receiver's.
+    /// Makes the streaming directory and finds the programs; the server is not asked yet. Fails where a program is missing.
     pub fn new(
         config: Config,
         streaming: Streaming,
@@ -130,7 +134,6 @@ impl Streamer {
             confirm_mounted(&config, marker, &pulse)?;
         }
         let folder = Folder::make(&streaming.directory, mode)?;
-        folder.take().map(drop)?;
         let standing = Standing {
             pid: std::process::id().cast_signed(),
             archiver_name: streaming.archiver_name.clone(),
@@ -173,7 +176,7 @@ impl Streamer {
     /// Lets receiving begin where the server is, or its slot, as [`Folder::reset`] does. While another process receives, that
     /// is refused.
     pub fn reset(&self) -> Result<Reset> {
-        let _turn = self.folder.take()?;
+        let _turn = self.folder.take(Right::Receive)?;
         let (primary, server) = (self.primary(), self.primary().identify()?);
         let current = SegmentName::containing(server.timeline, server.position, server.segment_size);
         let slot =
@@ -184,35 +187,39 @@ impl Streamer {
     }
 
     /// Receives, and archives what was received, until the pulse is told to stop. What goes wrong is told, and tried again;
-    /// meanwhile the directory is nobody's, so that somebody can reset it.
+    /// meanwhile nobody receives there, so that somebody can reset it. Fails where the directory is another receiver's, and
+    /// where the thread that archives comes to an end that was not wanted.
     ///
-    /// The kernel ends pg_receivewal when the thread that calls this ends.
-    pub fn run(&self) {
-        let target = Target::default();
-        thread::scope(|scope| {
-            let archive = || archiving::archive_what_comes(self, &target);
-            let spawned = with_signals_blocked(|| {
-                thread::Builder::new().name("archiver received".into()).spawn_scoped(scope, archive)
-            });
-            if let Err(error) = spawned {
-                let error = Error::io("start a thread of", &self.streaming.directory, &error);
-                (self.tell)(Note::Warning(Report::new("WAL is not being received", &error)));
-                return;
-            }
-            self.receive_again_and_again(&target);
+    /// The kernel ends pg_receivewal when the thread that calls this ends. A storage that hangs is left behind, with the
+    /// thread that hangs in it.
+    pub fn run(self: &Arc<Self>) -> Result<()> {
+        let _right = self.folder.take(Right::Archive)?;
+        let target: Arc<Target> = Arc::default();
+        let (streamer, aimed_at) = (Arc::clone(self), Arc::clone(&target));
+        let spawned = with_signals_blocked(|| {
+            let archive = move || archiving::archive_what_comes(&streamer, &aimed_at);
+            thread::Builder::new().name("archiver received".into()).spawn(archive)
         });
-        self.teller.note(|standing| {
-            standing.forget_connection();
-            (standing.receiving, standing.archiving) = (None, None);
-        });
+        let archiving = spawned.map_err(|error| Error::io("start a thread of", self.folder.path(), &error))?;
+        self.receive_again_and_again(&target, &archiving);
+        let until = Instant::now() + ARCHIVING_PATIENCE;
+        while !archiving.is_finished() && Instant::now() < until {
+            sleep(SHORT_WAIT);
+        }
+        if self.pulse.is_stopped() {
+            self.teller.end();
+            return Ok(());
+        }
+        self.teller.note(Standing::forget_connection);
         self.teller.tell(true);
+        Err(Error::new(Kind::Internal, "thread", "internal error in the thread that archives what was received"))
     }
 
-    fn receive_again_and_again(&self, target: &Target) {
+    fn receive_again_and_again(&self, target: &Target, archiving: &JoinHandle<()>) {
         let (mut episode, mut pause) = (Episode::default(), FIRST_PAUSE);
-        while !self.pulse.is_stopped() {
+        while !self.pulse.is_stopped() && !archiving.is_finished() {
             let began = Instant::now();
-            let received = self.receive(target);
+            let received = self.receive(target, archiving);
             self.teller.note(Standing::forget_connection);
             let Err(error) = received else { continue };
             if self.pulse.is_stopped() {
@@ -245,8 +252,8 @@ impl Streamer {
     }
 
     /// One run of pg_receivewal. Ends well where it is to be started anew at once, and where the pulse was told to stop.
-    fn receive(&self, target: &Target) -> Result<()> {
-        let _turn = self.folder.take()?;
+    fn receive(&self, target: &Target, archiving: &JoinHandle<()>) -> Result<()> {
+        let _turn = self.folder.take(Right::Receive)?;
         let primary = self.primary();
         let server = primary.identify()?;
         self.teller.note(|standing| {
@@ -276,13 +283,15 @@ impl Streamer {
         });
         self.teller.tell(true);
         let (began, mut asked) = (Instant::now(), None::<Instant>);
-        while !self.pulse.is_stopped() {
+        while !self.pulse.is_stopped() && !archiving.is_finished() {
             if let Some(error) = receiver.ended() {
                 return Err(error);
             }
             // Once it has begun, the server can say so.
             let is_due = asked.map_or(began.elapsed() > FIRST_PAUSE, |asked| asked.elapsed() > ASK_INTERVAL);
             if is_due {
+                // It is connected, or would have ended.
+                self.teller.note(|standing| standing.receiving = None);
                 // Where it cannot be known nothing changes.
                 let now = self.ask(&primary).unwrap_or(is_synchronous);
                 if now != is_synchronous {
@@ -306,8 +315,6 @@ impl Streamer {
         let at_us = unix_us(SystemTime::now());
         let seen = look(self.folder.path()).ok().and_then(|seen| seen.received);
         self.teller.note(|standing| {
-            // It is connected.
-            standing.receiving = None;
             standing.told = answer.told.map(|lsn| lsn.0);
             standing.is_synchronous = answer.is_synchronous;
             standing.sync_state = answer.sync_state;
@@ -338,35 +345,58 @@ impl Streamer {
             segment_size: server.segment_size,
             hash_key: self.hash_key.filter(|(cluster, _)| *cluster == server.system_identifier).map(|(_, key)| key),
         };
-        let archive = match target.get().filter(|archive| *archive.cluster() == cluster) {
-            Some(archive) => archive,
-            None => {
-                let archive = Archive::new(self.config.clone(), cluster, self.marker.clone(), Arc::clone(&self.pulse))?;
-                let tell = Arc::clone(&self.tell);
-                let say: Say = Arc::new(move |note| {
-                    tell(match note.is_trouble {
-                        true => Note::Warning(Report { message: note.message, detail: None, hint: None }),
-                        false => Note::Log(note.message),
-                    });
-                });
-                Arc::new(archive.with_hooks_of(self.configuration_file.as_deref(), say))
-            }
+        let is_known = target.get().is_some_and(|archive| *archive.cluster() == cluster);
+        // A storage that hangs keeps nobody from receiving, unless it is where WAL is received.
+        if !is_known || self.is_inside {
+            self.confirm_archive(&cluster)?;
+        }
+        if is_known {
+            return Ok(());
+        }
+        let archive = Archive::new(self.config.clone(), cluster, self.marker.clone(), Arc::clone(&self.pulse))?;
+        let tell = Arc::clone(&self.tell);
+        let say: Say = Arc::new(move |note| {
+            tell(match note.is_trouble {
+                true => Note::Warning(Report { message: note.message, detail: None, hint: None }),
+                false => Note::Log(note.message),
+            });
+        });
+        target.set(Arc::new(archive.with_hooks_of(self.configuration_file.as_deref(), say)));
+        Ok(())
+    }
+
+    /// Fails where the archive is another cluster's, or is not there and should be. One that does not answer is not waited
+    /// for: whoever archives will tell.
+    fn confirm_archive(&self, cluster: &Cluster) -> Result<()> {
+        let Ok(place) = Place::open(&self.config.destination.within(STORAGE_PATIENCE), &self.pulse) else {
+            return Ok(());
         };
-        // A storage that does not answer keeps nobody from receiving.
-        if let Err(error) = archive.confirm_begun()
+        if let Err(error) = place.confirm_archive(Some(cluster.system_identifier))
             && error.kind() == Kind::Identity
         {
-            match archive.has_identity()? {
-                true => return Err(error),
-                false if self.marker.is_none() => return Err(error.hint(NO_ARCHIVE)),
+            let is_remembered = |marker: &Marker| marker.remembers(cluster.system_identifier, &place.real_location());
+            match (place.identity()?, &self.marker) {
+                (Some(_), _) => return Err(error),
+                (None, None) => return Err(error.hint(NO_ARCHIVE)),
                 // What is received into an empty mount point is out of reach once something is mounted there.
-                false if self.is_inside => archive.confirm_not_vanished()?,
-                false => {}
+                (None, Some(marker)) if self.is_inside && is_remembered(marker)? => {
+                    return Err(vanished_archive(&place.location(), place.absence_question(), Some(marker.path())));
+                }
+                (None, Some(_)) => {}
             }
         }
-        archive.refuse_root_in_anothers()?;
-        target.set(archive);
-        Ok(())
+        place.refuse_root_in_anothers()
+    }
+
+    /// Whether the receiver has told the server, since it was started, that it wrote so much.
+    fn has_told_of(&self, part: &Part) -> bool {
+        let mut told = false;
+        self.teller.note(|standing| {
+            let size = standing.segment_bytes.and_then(SegmentSize::new);
+            let end = size.and_then(|size| part.segment.start(size)).map(|start| start.0 + part.bytes);
+            told = standing.told.zip(end).is_some_and(|(told, end)| told >= end);
+        });
+        told
     }
 
     /// Sees that the slot can be used; made where it is missing and that is wanted.

@@ -15,7 +15,8 @@ use std::time::Duration;
 /// For one question, connecting included.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// For a connection, where libpq's environment says nothing else.
-const CONNECT_SECONDS: &str = "10";
+pub const CONNECT_SECONDS: &str = "10";
+const HURRIED_CONNECT_SECONDS: &str = "4";
 /// Between two columns: nothing that is asked for holds it.
 const SEPARATOR: char = '|';
 
@@ -24,6 +25,7 @@ pub struct Primary<'a> {
     psql: PathBuf,
     conninfo: &'a Conninfo,
     pulse: &'a Pulse,
+    connect_seconds: &'static str,
 }
 
 /// Which server it is, and where it stands.
@@ -74,7 +76,12 @@ type Row = Vec<Option<String>>;
 impl<'a> Primary<'a> {
     /// The server that `conninfo` leads to; nothing is asked yet.
     pub fn new(conninfo: &'a Conninfo, psql: &Tool, pulse: &'a Pulse) -> Self {
-        Primary { psql: psql.path.clone(), conninfo, pulse }
+        Primary { psql: psql.path.clone(), conninfo, pulse, connect_seconds: CONNECT_SECONDS }
+    }
+
+    /// The same for somebody who wants to know soon.
+    pub fn hurried(self) -> Self {
+        Primary { connect_seconds: HURRIED_CONNECT_SECONDS, ..self }
     }
 
     /// What it says of itself over a replication connection.
@@ -133,8 +140,8 @@ impl<'a> Primary<'a> {
     pub fn answer(&self, archiver_name: &str, slot: Option<&str>) -> Result<Answer> {
         // Every role sees its own receiver, and all slots.
         let query = format!(
-            "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_receive_lsn() \
-             ELSE pg_catalog.pg_current_wal_flush_lsn() END, r.sync_state, r.write_lsn, s.active, s.wal_status, \
+            "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN \
+             greatest(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()) ELSE pg_catalog.pg_current_wal_flush_lsn() END, r.sync_state, r.write_lsn, s.active, s.wal_status, \
              pg_catalog.current_setting('synchronous_standby_names') FROM (SELECT) AS one \
              LEFT JOIN (SELECT sync_state, write_lsn FROM pg_catalog.pg_stat_replication \
              WHERE application_name = {} AND state = 'streaming' LIMIT 1) AS r ON true \
@@ -193,7 +200,7 @@ impl<'a> Primary<'a> {
             ("ARCHIVER_COMMAND", command.to_string()),
             ("LC_ALL", "C".to_string()),
         ];
-        for (name, value) in [("PGCONNECT_TIMEOUT", CONNECT_SECONDS), ("PGDATABASE", "postgres")] {
+        for (name, value) in [("PGCONNECT_TIMEOUT", self.connect_seconds), ("PGDATABASE", "postgres")] {
             if std::env::var_os(name).is_none() {
                 variables.push((name, value.to_string()));
             }

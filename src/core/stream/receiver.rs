@@ -1,6 +1,7 @@
 //! pg_receivewal, as a child that ends with us.
 
 use super::complaint::Complaint;
+use super::primary::CONNECT_SECONDS;
 use super::tools::Tool;
 use crate::config::Streaming;
 use crate::error::{Error, Kind};
@@ -51,6 +52,9 @@ impl Receiver {
             .stdin(Stdio::null())
             .stdout(theirs.try_clone()?)
             .stderr(theirs);
+        if std::env::var_os("PGCONNECT_TIMEOUT").is_none() {
+            command.env("PGCONNECT_TIMEOUT", CONNECT_SECONDS);
+        }
         sys::end_with_this_thread(&mut command, libc::SIGINT);
         let child = command.spawn()?;
         // Its ends of the pipe: without them the reader sees the end.

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -72,6 +72,8 @@ pub struct Standing {
     pub receiving: Option<Trouble>,
     /// What keeps what was received from being archived.
     pub archiving: Option<Trouble>,
+    /// What keeps parts from being put into the storage, or from being removed there.
+    pub parts: Option<Trouble>,
 }
 
 /// Where the server stood.
@@ -174,6 +176,13 @@ impl Teller {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner).0);
     }
 
+    /// Tells nothing any more: it came to an end that was wanted.
+    pub fn end(&self) {
+        let _state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // A file that is left speaks of a process that is gone.
+        let _ = fs::remove_file(&self.path);
+    }
+
     /// Writes it, at once or unless it was written just now. That it cannot be written keeps nobody from receiving.
     pub fn tell(&self, is_now: bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,6 +194,11 @@ impl Teller {
             .map_err(|error| Error::new(Kind::Internal, "state", format!("could not write the state: {error}")));
         let _ = text.and_then(|text| durable::replace_file(&self.path, &text, false));
     }
+}
+
+/// Whether somebody receives WAL into that directory, or did until an end that was not wanted.
+pub fn is_used(directory: &Path) -> bool {
+    directory.join(STATE_FILE).exists()
 }
 
 /// How streaming stands in a directory.
@@ -273,10 +287,10 @@ pub struct Facts {
 }
 
 impl Seen {
-    /// What goes wrong now: with receiving, or else with archiving.
+    /// What goes wrong now: with receiving, else with archiving, else with parts.
     pub fn trouble(&self) -> Option<&Trouble> {
         let standing = self.standing.as_ref()?;
-        standing.receiving.as_ref().or(standing.archiving.as_ref())
+        standing.receiving.as_ref().or(standing.archiving.as_ref()).or(standing.parts.as_ref())
     }
 
     /// The facts; `server` is where the server stands now, where that is known better than the receiver knows it.
@@ -329,7 +343,6 @@ fn read(path: &Path) -> Result<Option<Standing>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn the_lag_is_the_age_of_the_oldest_position_that_was_not_received() {

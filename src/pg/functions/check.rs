@@ -5,7 +5,7 @@ use crate::pg::{ffi, guc, off_thread};
 use archiver_core::check::{self as core_check, Home, Row};
 use archiver_core::config::{Config, Limits, Streaming};
 use archiver_core::pulse::Pulse;
-use archiver_core::stream::check::{Expected, check as check_streaming};
+use archiver_core::stream::check as core_streaming;
 use archiver_core::wal::WalName;
 use archiver_core::{Error, Kind};
 use pgrx::prelude::*;
@@ -174,24 +174,33 @@ fn storage_rows(config: &Config, is_probe: bool) -> Vec<Row> {
 fn streaming_rows() -> Vec<Row> {
     let is_on = Streaming::is_on(&guc::settings()).unwrap_or(true);
     let Ok((_, streaming)) = guc::receiver(&ffi::data_directory()) else { return Vec::new() };
-    if is_on && guc::receives_own_wal() && ffi::is_in_recovery() {
+    let asked = streaming.clone();
+    if !is_on {
+        let left = off_thread::run(STREAMING_PATIENCE, move |pulse| core_streaming::left_slot(&asked, pulse));
+        return left.ok().flatten().into_iter().collect();
+    }
+    if guc::receives_own_wal() && ffi::is_in_recovery() {
         return vec![Row::ok(
             "receive-wal running",
             "this is a standby: its own WAL is received from its promotion on",
         )];
     }
-    let expected = if is_on { Expected::Receiving } else { Expected::Nothing };
     let mut rows = Vec::new();
     let is_preloaded = ffi::preloaded_libraries().split(',').any(|name| is_ours(name.trim().trim_matches('"')));
-    if is_on && !is_preloaded {
+    if !is_preloaded {
         rows.push(Row::failed(
             "streaming worker",
             "the library is not preloaded: nobody heeds archiver.streaming_archiver",
             "Add archiver to shared_preload_libraries and restart the server.",
         ));
     }
-    let checked = off_thread::run(STREAMING_PATIENCE, move |pulse| check_streaming(&streaming, expected, pulse));
-    rows.extend(checked.unwrap_or_else(|error| vec![Row::of_error("streaming connection", &error)]));
+    let receiver = off_thread::run(STREAMING_PATIENCE, move |_| core_streaming::receiver(&streaming));
+    rows.extend(receiver.unwrap_or_else(|error| vec![Row::of_error("receive-wal running", &error)]));
+    let server = off_thread::run(STREAMING_PATIENCE, move |pulse| core_streaming::server(&asked, pulse));
+    rows.extend(server.unwrap_or_else(|_| {
+        let detail = format!("the server did not answer within {} s", STREAMING_PATIENCE.as_secs());
+        vec![Row::failed(core_streaming::CONNECTION, detail, "Is it reachable from here?")]
+    }));
     rows
 }
 

@@ -15,7 +15,7 @@ use archiver_core::data_directory::{cluster, conninfo_of_server};
 use archiver_core::pulse::Pulse;
 use archiver_core::queue::{Summary, waiting};
 use archiver_core::state::State;
-use archiver_core::stream::{self, Facts, check::Expected};
+use archiver_core::stream::{self, Facts};
 use serde::Serialize;
 use std::io::{self, Write};
 use std::path::Path;
@@ -84,23 +84,27 @@ fn judge(arguments: &Arguments) -> archiver_core::Result<Findings> {
         rows.push(check::refused(state.as_ref()));
     }
     rows.extend(check::check_storage(&config, home.as_ref(), &Arc::default()));
-    rows.extend(streaming_rows(&settings, &config, &data_directory));
+    rows.extend(streaming_rows(arguments, &settings, &config, &data_directory));
     let queue = home.map(|_| Summary::of(&waiting(&pg_wal)));
     let receiver = look_at_receiver(&settings, &config.destination);
     Ok(Findings { rows, server_name: config.destination.server_name.to_string(), queue, state, receiver })
 }
 
-/// Whether WAL is received, where it is to be: by the server's settings, or because somebody has received there.
-fn streaming_rows(settings: &Settings, config: &Config, data_directory: &Path) -> Vec<Row> {
+/// Whether WAL is received, where it is to be: by the server's settings, by what whoever asks says himself, or because somebody
+/// receives, or did until he was ended.
+fn streaming_rows(arguments: &Arguments, settings: &Settings, config: &Config, data_directory: &Path) -> Vec<Row> {
     // What is wrong was told before.
     let is_on = Streaming::is_on(settings).unwrap_or(false);
+    let is_said = [Setting::StreamingConninfo, Setting::SlotName].iter().any(|one| settings::is_said(arguments, *one));
     let mut settings = settings.clone();
     if is_on && settings.get(Setting::StreamingConninfo).trim().is_empty() {
         settings.set(Setting::StreamingConninfo, conninfo_of_server(data_directory).unwrap_or_default());
     }
     match Streaming::parse(&settings, &config.destination) {
-        Ok(streaming) if is_on || stream::check::is_used(&streaming.directory) => {
-            stream::check::check(&streaming, Expected::Receiving, &Pulse::new())
+        Ok(streaming) if is_on || is_said || stream::is_used(&streaming.directory) => {
+            let mut rows = stream::check::receiver(&streaming);
+            rows.extend(stream::check::server(&streaming, &Pulse::new()));
+            rows
         }
         // Where nothing is received the directory need not be set.
         Err(error) if is_on && error.subject() == "archiver.streaming_wals_directory" => {
