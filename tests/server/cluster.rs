@@ -18,10 +18,12 @@ use tempfile::TempDir;
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What initdb wants, and what a test likes: little memory, no waiting for disks, no WAL removed.
-const BASE_SETTINGS: [(&str, &str); 10] = [
+const BASE_SETTINGS: [(&str, &str); 11] = [
     ("archive_library", "archiver"),
     ("archive_mode", "on"),
     ("autovacuum", "off"),
+    // Below the data directory, with which it goes.
+    ("dynamic_shared_memory_type", "mmap"),
     ("fsync", "off"),
     ("listen_addresses", ""),
     ("log_line_prefix", "%m [%p] "),
@@ -505,6 +507,20 @@ impl Cluster {
         Pid::from_raw(lines.lines().next().and_then(|pid| pid.parse().ok()).expect("a PID"))
     }
 
+    fn postmaster_line(&self, number: usize) -> Option<String> {
+        fs::read_to_string(self.data().join("postmaster.pid")).ok()?.lines().nth(number).map(str::to_string)
+    }
+
+    /// Frees what a postmaster that was killed has left to the machine, once all its processes are gone; one that ends frees
+    /// it by itself.
+    pub fn free_shared_memory(&self) {
+        // The seventh line: its key and its number (pidfile.h, `LOCK_FILE_LINE_SHMEM_KEY`).
+        let line = self.postmaster_line(6);
+        if let Some(number) = line.as_deref().and_then(|line| line.split_whitespace().nth(1)) {
+            let _ = Command::new("ipcrm").args(["-m", number]).output();
+        }
+    }
+
     /// Where the last checkpoint of the stopped server begins.
     pub fn checkpoint_position(&self) -> String {
         let output = server_program("pg_controldata").arg("-D").arg(self.data()).env("LC_ALL", "C").output();
@@ -536,6 +552,16 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             eprintln!("== server log of {}\n{}", self.directory().display(), self.log_tail());
         }
+        // A postmaster that is killed leaves its shared memory to the machine, of which that has so many pieces only.
+        let is_its = |pid: &Pid| self.processes().iter().any(|(process, _)| process == pid);
+        let first = self.postmaster_line(0).and_then(|pid| pid.parse().ok()).map(Pid::from_raw);
+        if let Some(postmaster) = first.filter(is_its) {
+            let _ = kill(postmaster, Signal::SIGQUIT);
+            let deadline = Instant::now() + Duration::from_secs(2);
+            while !self.processes().is_empty() && Instant::now() < deadline {
+                sleep(Duration::from_millis(10));
+            }
+        }
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline {
             let processes = self.processes();
@@ -548,6 +574,7 @@ impl Drop for Cluster {
             }
             sleep(Duration::from_millis(20));
         }
+        self.free_shared_memory();
     }
 }
 

@@ -702,6 +702,7 @@ impl Loaded {
             said.lines().find_map(|line| line.strip_prefix("number of transactions actually processed: "));
         let acknowledged: u64 =
             acknowledged.unwrap_or_else(|| panic!("{said}")).split('/').next().unwrap().parse().unwrap();
+        self.primary.free_shared_memory();
         fs::remove_dir_all(self.primary.data()).unwrap();
         println!("{acknowledged} transactions acknowledged in {:?}", self.began.elapsed());
         assert!(acknowledged > 100);
