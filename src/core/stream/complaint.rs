@@ -10,7 +10,7 @@ pub struct Complaint {
 }
 
 /// Parts of messages of libpq, of the server and of the client programs (PostgreSQL 15 to 18), with what mends them.
-const KNOWN: [(&str, &str); 18] = [
+const KNOWN: [(&str, &str); 19] = [
     ("no password supplied", PASSWORD),
     ("password authentication failed", PASSWORD),
     (
@@ -39,6 +39,10 @@ const KNOWN: [(&str, &str); 18] = [
     ),
     ("all replication slots are in use", "Raise max_replication_slots, or drop slots that nobody uses."),
     ("No space left on device", "Make room on the file system of archiver.streaming_wals_directory."),
+    (
+        "File too large",
+        "Whoever receives must be allowed to write files of a segment's size: raise that limit (ulimit -f).",
+    ),
     ("Read-only file system", "The file system of archiver.streaming_wals_directory must be mounted for writing."),
     ("could not connect", "Is the server running, and does archiver.streaming_conninfo lead to it?"),
 ];

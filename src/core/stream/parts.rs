@@ -69,7 +69,10 @@ impl Parts {
     /// Removes the parts of segments that were archived whole just now.
     pub fn let_go(&mut self, streamer: &Streamer, archive: &Archive, segments: &[SegmentName]) {
         let removed = self.remove(archive, |part| segments.contains(&part.segment));
-        self.hear(streamer, "could not remove the part of a segment that is archived", removed);
+        // That one segment's are gone says nothing of those that are to come.
+        if removed.is_err() {
+            self.hear(streamer, "could not remove the part of a segment that is archived", removed);
+        }
     }
 
     fn hear(&mut self, streamer: &Streamer, what: &str, done: Result<()>) {
@@ -95,12 +98,12 @@ impl Parts {
     fn keep(&mut self, streamer: &Streamer, archive: &Archive) -> Result<()> {
         let newest = streamer.folder.newest()?;
         self.look(archive, newest)?;
-        self.settle_earlier(archive, newest)?;
         if self.interval.is_some()
             && let Some(newest) = newest
         {
             self.put(streamer, archive, newest)?;
         }
+        self.settle_earlier(archive, newest)?;
         let kept = self.kept.clone().unwrap_or_default();
         let is_longest = |part: &Part| {
             let above = Part { segment: part.segment, bytes: u64::MAX };
@@ -138,9 +141,12 @@ impl Parts {
             if newest.is_some_and(|newest| newest.segment == segment) || self.archived.contains_key(&segment) {
                 continue;
             }
-            if let Some(bytes) = archive.archived_bytes(segment)? {
-                self.archived.insert(segment, bytes);
-            }
+            let bytes = match archive.archived_bytes(segment) {
+                // Damaged, or encrypted to keys that are not here: then it is not for us to say that the part is no longer.
+                Err(error) if !error.is_worth_retrying() => Some(0),
+                bytes => bytes?,
+            };
+            self.archived.extend(bytes.map(|bytes| (segment, bytes)));
         }
         Ok(())
     }
