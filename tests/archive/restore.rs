@@ -89,7 +89,9 @@ fn what_is_not_archived_yet_comes_from_where_it_is_received() {
     let site = Site::new();
     archive_file(&site.archive(), &site.offer_segment(1)).unwrap();
     let old = wal_name("000000010000000000000003.partial");
-    archive_file(&site.archive(), &site.offer(&old, &site.content(&old))).unwrap();
+    let mut ended = site.content(&old);
+    ended[200_000..].fill(0);
+    archive_file(&site.archive(), &site.offer(&old, &ended)).unwrap();
     let streaming = site.path("streaming");
     fs::create_dir(&streaming).unwrap();
     let ask = |number: u32, or_partial| {
@@ -112,7 +114,7 @@ fn what_is_not_archived_yet_comes_from_where_it_is_received() {
     assert_eq!(ask(2, false).unwrap().location, streaming.join(second.to_string()).display().to_string());
     assert!(fs::read(destination(&site)).unwrap() == site.content(&second));
 
-    // A part only where it will do, and then before the one that is archived.
+    // A part only where it will do, and then before a shorter one that is archived.
     let mut part = site.content(&third);
     part[300_000..].fill(0);
     receive(&format!("{third}.partial"), &part);
