@@ -112,6 +112,8 @@ impl Standing {
     pub fn forget_connection(&mut self) {
         (self.receivewal_pid, self.receiving_since_us) = (None, None);
         (self.is_slot_active, self.slot_wal_status, self.sync_state) = (None, None, None);
+        // The next server may stand elsewhere.
+        self.told = None;
     }
 
     /// Takes note of where the server stands now, and of how far it was received.
@@ -137,8 +139,8 @@ impl Standing {
 
     fn is_sane(&self) -> bool {
         let heard = self.heard.iter().map(|heard| Some(heard.at_us));
-        let troubles =
-            [&self.receiving, &self.archiving].map(|trouble| trouble.as_ref().map(|trouble| trouble.since_us));
+        let troubles = [&self.receiving, &self.archiving, &self.parts]
+            .map(|trouble| trouble.as_ref().map(|trouble| trouble.since_us));
         // SQL counts bytes in a bigint.
         let positions = self.heard.iter().map(|heard| heard.position).chain(self.told);
         let times = [self.receiving_since_us, self.last_archived_us, self.last_part_us];
@@ -376,6 +378,14 @@ mod tests {
         Teller::new(directory.path(), standing.clone()).tell(true);
         let seen = look(directory.path()).unwrap();
         assert_eq!((seen.standing, seen.is_running, seen.received), (Some(standing.clone()), false, Some(Lsn(7))));
+        let trouble = |since_us| Some(Trouble { error: "x".into(), hint: None, since_us });
+        for wrong in [
+            Standing { receiving: trouble(i64::MAX), ..standing.clone() },
+            Standing { archiving: trouble(-1), ..standing.clone() },
+            Standing { parts: trouble(i64::MAX), ..standing.clone() },
+        ] {
+            assert!(!wrong.is_sane(), "{wrong:?}");
+        }
         let [beyond, nul] =
             [("\"told\":7", "\"told\":18446744073709551615"), ("\"sync_state\":null", "\"sync_state\":\"\\u0000\"")]
                 .map(|(now, then)| serde_json::to_string(&standing).unwrap().replace(now, then));

@@ -57,7 +57,7 @@ impl ServerFacts {
     }
 }
 
-/// For what the programs of PostgreSQL and the server that WAL is received from answer.
+/// For all that the server answers that WAL is received from: with the patience of every other item it makes 30 s.
 const STREAMING_PATIENCE: Duration = Duration::from_secs(10);
 const AT_PROMOTION: &str = "archiving starts at promotion";
 const NO_WAL_HINT: &str = "SELECT * FROM archiver.archive_now()";
@@ -71,7 +71,8 @@ fn archive_mode(facts: &ServerFacts) -> Row {
     }
 }
 
-/// Whether a value of archive_library, or one of shared_preload_libraries, names this library, with or without a directory and the file's ending.
+/// Whether a value of archive_library, or one of shared_preload_libraries, names this library, with or without a directory and
+/// the file's ending.
 pub(super) fn is_ours(archive_library: &str) -> bool {
     archive_library.rsplit('/').next().is_some_and(|file| file.split('.').next() == Some("archiver"))
 }
@@ -194,7 +195,7 @@ fn streaming_rows() -> Vec<Row> {
             "Add archiver to shared_preload_libraries and restart the server.",
         ));
     }
-    let receiver = off_thread::run(STREAMING_PATIENCE, move |_| core_streaming::receiver(&streaming));
+    let receiver = off_thread::run(STORAGE_PATIENCE, move |_| core_streaming::receiver(&streaming));
     rows.extend(receiver.unwrap_or_else(|error| vec![Row::of_error("receive-wal running", &error)]));
     let server = off_thread::run(STREAMING_PATIENCE, move |pulse| core_streaming::server(&asked, pulse));
     rows.extend(server.unwrap_or_else(|_| {
