@@ -363,11 +363,11 @@ impl Place {
     /// The objects of that part, in whatever formats.
     pub fn part_keys(&self, part: &Part) -> Result<Vec<String>> {
         let objects = self.part_objects(Some(part.segment))?;
-        Ok(objects.into_iter().filter(|(one, _)| one == part).map(|(_, key)| key).collect())
+        Ok(objects.into_iter().filter(|(one, _)| one == part).map(|(_, listed)| listed.key).collect())
     }
 
-    /// Parts with their objects, in order.
-    fn part_objects(&self, of: Option<SegmentName>) -> Result<Vec<(Part, String)>> {
+    /// The same with their objects: one part may stand there in several formats.
+    pub fn part_objects(&self, of: Option<SegmentName>) -> Result<Vec<(Part, Listed)>> {
         const PAGE: usize = 1000;
         let folder = self.layout.parts_folder();
         // All keys that begin with the name lie behind this one.
@@ -377,16 +377,16 @@ impl Place {
             let page = self.store.list(&folder, after.as_deref(), PAGE)?;
             let is_last = page.len() < PAGE;
             after = page.last().map(|listed| listed.key.clone());
-            let parts = page.into_iter().filter_map(|listed| Some((self.layout.part(&listed.key)?, listed.key)));
+            let parts = page.into_iter().filter_map(|listed| Some((self.layout.part(&listed.key)?, listed)));
             let mut has_passed = false;
-            for (part, key) in parts {
+            for (part, listed) in parts {
                 match of {
                     Some(segment) if part.segment != segment => has_passed = true,
-                    _ => found.push((part, key)),
+                    _ => found.push((part, listed)),
                 }
             }
             if is_last || has_passed {
-                found.sort_unstable();
+                found.sort_by_key(|(part, _)| *part);
                 return Ok(found);
             }
         }

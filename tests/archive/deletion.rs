@@ -37,7 +37,7 @@ fn request(site: &Site, before: &WalName, keeps: &[String]) -> Request {
 /// The names that would go.
 fn listed(place: &Place, request: &Request) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    Deletion::plan(place, request)?.list(&Pulse::new(), &mut |file| names.push(file.name.to_string()))?;
+    Deletion::plan(place, request)?.list(&Pulse::new(), &mut |file| names.push(file.item.to_string()))?;
     Ok(names)
 }
 
@@ -45,7 +45,7 @@ fn listed(place: &Place, request: &Request) -> Result<Vec<String>> {
 fn carry_out(place: &Place, request: &Request) -> Result<(Vec<String>, Vec<String>, Settled)> {
     let (mut gone, mut failed) = (Vec::new(), Vec::new());
     let mut each = |file: &Departing, outcome: &Result<()>| {
-        if outcome.is_ok() { &mut gone } else { &mut failed }.push(file.name.to_string());
+        if outcome.is_ok() { &mut gone } else { &mut failed }.push(file.item.to_string());
     };
     let settled = Deletion::plan(place, request)?.carry_out(&Pulse::new(), None, &mut each)?;
     Ok((gone, failed, settled))
@@ -457,7 +457,7 @@ fn an_attendant_is_called_around_each_file_and_may_end_it() {
     let deletion = Deletion::plan(&place, &request(&site, &site.name(20), &[])).unwrap();
     let mut notes = Notes { refuses: Some(site.name(4)), ..Notes::default() };
     let mut gone = Vec::new();
-    let mut each = |file: &Departing, outcome: &Result<()>| gone.push((file.name.to_string(), outcome.is_ok()));
+    let mut each = |file: &Departing, outcome: &Result<()>| gone.push((file.item.to_string(), outcome.is_ok()));
     let error = deletion.carry_out(&Pulse::new(), Some(&mut notes), &mut each).unwrap_err();
     assert_eq!(error.message(), "the script says no");
     let told: Vec<_> = notes.calls.iter().map(|(call, file, is_there)| (*call, file.name, *is_there)).collect();

@@ -3,8 +3,10 @@
 use archiver_core::archive::Archive;
 use archiver_core::codec::Compression;
 use archiver_core::config::Setting;
+use archiver_core::deletion::{self, Attendant, Bound, Deletion, Facts, Keep};
 use archiver_core::error::{Error, Kind};
 use archiver_core::part::Part;
+use archiver_core::pulse::Pulse;
 use archiver_core::restore::{Request, Restored, restore};
 use archiver_core::wal::WalName;
 use archiver_tests::gpg::Gpg;
@@ -183,4 +185,61 @@ fn parts_are_no_wal_to_whoever_looks_through_the_archive() {
     let listed = site.place().list_wal(None, 10).unwrap();
     assert_eq!(listed.len(), 2);
     assert_eq!(site.place().list_wal(None, 1).unwrap().len(), 1);
+}
+
+/// Notes for which files it is called.
+#[derive(Default)]
+struct Names(Vec<String>);
+
+impl Attendant for Names {
+    fn before(&mut self, file: &Facts) -> Result<(), Error> {
+        self.0.push(file.name.to_string());
+        Ok(())
+    }
+
+    fn after(&mut self, _: &Facts, _: &Result<(), Error>) {}
+}
+
+#[test]
+fn a_deletion_takes_the_parts_of_segments_that_it_would_take() {
+    let site = Site::with_segments_of(1 << 20).with(Setting::Compression, "zstd");
+    let archive = site.archive();
+    for number in [1, 2, 5] {
+        archive_file(&archive, &site.offer_segment(number)).unwrap();
+    }
+    put(&site, &archive, 5_000);
+    put(&site, &archive, 300_000);
+    let place = site.place();
+    let plan = |before: u32, keeps: Vec<Keep>| {
+        let before = Bound::parse(&site.name(before).to_string()).unwrap();
+        let system_identifier = Some(site.cluster.system_identifier);
+        let request = deletion::Request { before, keeps, system_identifier, segment_size: None };
+        Deletion::plan(&place, &request).unwrap()
+    };
+    let listed = |deletion: Deletion<'_>| {
+        let mut names = Vec::new();
+        deletion.list(&Pulse::new(), &mut |file| names.push(file.item.to_string())).unwrap();
+        names
+    };
+    let segments = [1, 2].map(|number| site.name(number).to_string());
+    let kept = Keep::parse(&format!("{0}..{0}", site.name(3))).unwrap();
+    assert_eq!(listed(plan(3, Vec::new())), segments);
+    assert_eq!(listed(plan(5, vec![kept])), segments);
+    let all: Vec<_> =
+        segments.iter().cloned().chain([part(5_000), part(300_000)].map(|part| part.to_string())).collect();
+    assert_eq!(listed(plan(5, Vec::new())), all);
+    assert_eq!(archive.parts(None).unwrap().len(), 2, "nothing is changed by looking");
+
+    // Whoever is called around archived files is not around these.
+    let (mut called, mut gone) = (Names::default(), Vec::new());
+    let mut each = |file: &deletion::Departing, outcome: &Result<(), Error>| {
+        outcome.as_ref().unwrap();
+        gone.push((file.item.to_string(), file.item.word()));
+    };
+    plan(5, Vec::new()).carry_out(&Pulse::new(), Some(&mut called), &mut each).unwrap();
+    let words = ["segment", "segment", "part", "part"];
+    assert_eq!(gone, all.into_iter().zip(words).collect::<Vec<_>>());
+    assert_eq!(called.0, segments);
+    assert!(archive.parts(None).unwrap().is_empty());
+    assert_eq!(site.assert_agreement(), [site.name(5).to_string()]);
 }

@@ -192,8 +192,10 @@ fn barman_reads_on_and_writes_on_after_a_deletion() {
     };
     let mut gone = Vec::new();
     let deletion = Deletion::plan(&place, &request).unwrap();
-    deletion.carry_out(&Pulse::new(), None, &mut |file, outcome| gone.push((file.name, outcome.is_ok()))).unwrap();
-    assert_eq!(gone, [1, 3, 4].map(|number| (site.name(number), true)));
+    deletion
+        .carry_out(&Pulse::new(), None, &mut |file, outcome| gone.push((file.item.to_string(), outcome.is_ok())))
+        .unwrap();
+    assert_eq!(gone, [1, 3, 4].map(|number| (site.name(number).to_string(), true)));
 
     let kept = |line: &&String| !gone.iter().any(|(name, _)| line.starts_with(&name.to_string()));
     assert_eq!(barman.read_catalogue(), before.iter().filter(kept).cloned().collect::<Vec<_>>());

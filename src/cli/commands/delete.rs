@@ -122,16 +122,16 @@ impl<'a> Account<'a> {
                 tell(Report::of(error));
             }
         }
-        let name = file.name;
+        let item = file.item;
         if self.wanted.json {
-            let (kind, timeline, reason) = (name.kind().word(), name.timeline().0, failure.map(Error::to_string));
-            let (name, stored_size, location) = (name.to_string(), file.stored_size, file.location.as_str());
+            let (kind, timeline, reason) = (item.word(), item.timeline().0, failure.map(Error::to_string));
+            let (name, stored_size, location) = (item.to_string(), file.stored_size, file.location.as_str());
             self.out.print(|out| {
                 out.write_all(if is_first { b"\n" } else { b",\n" })?;
                 write_json(out, &Line { name, kind, timeline, stored_size, location, state, reason })
             });
         } else if !self.wanted.quiet && failure.is_none() {
-            self.out.print(|out| writeln!(out, "{name}: {state}, {} bytes", file.stored_size));
+            self.out.print(|out| writeln!(out, "{item}: {state}, {} bytes", file.stored_size));
         }
     }
 

@@ -1,6 +1,7 @@
 //! Deleting WAL that nobody needs any more: everything before a bound, along the bound's own history.
 //!
 //! Only files that were named one by one go, never a tree; a hash directory goes once it is empty. History files stay.
+//! Parts of a segment that was being received go where the segment would: a failover can leave one that nobody replaces.
 //!
 //! **Order.** First the files, durably; then their lines, in catalogue and sums. What the sums name and the archive lacks
 //! is told as lost rather than never there ([`Place::confirm_never_stored`]): while a deletion is unfinished no restore
@@ -21,10 +22,12 @@ use crate::error::{Error, Kind, Result};
 use crate::layout::Format;
 use crate::lineage;
 use crate::listing::{Recorded, stored_format};
+use crate::part::Part;
 use crate::place::Place;
 use crate::pulse::Pulse;
 use crate::store::Listed;
 use crate::wal::{History, SegmentName, SegmentSize, Timeline, WalName};
+use std::fmt;
 use std::time::SystemTime;
 
 /// Files named at once: what a store takes in one request.
@@ -45,19 +48,53 @@ pub struct Request {
     pub segment_size: Option<SegmentSize>,
 }
 
+/// What a file holds that goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// A segment, a partial one, or a backup label.
+    Wal(WalName),
+    /// The first bytes of a segment.
+    Part(Part),
+}
+
+impl Item {
+    /// What it is, for people.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Item::Wal(name) => name.kind().word(),
+            Item::Part(_) => "part",
+        }
+    }
+
+    /// The timeline it is of.
+    pub fn timeline(&self) -> Timeline {
+        match self {
+            Item::Wal(name) => name.timeline(),
+            Item::Part(part) => part.segment.timeline,
+        }
+    }
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Item::Wal(name) => name.fmt(f),
+            Item::Part(part) => part.fmt(f),
+        }
+    }
+}
+
 /// A file that goes, or would.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Departing {
-    /// Its name.
-    pub name: WalName,
+    /// What it holds.
+    pub item: Item,
     /// Its key in the store.
     pub key: String,
     /// Bytes as stored.
     pub stored_size: u64,
     /// Where it lies, for people.
     pub location: String,
-    /// The format it is stored in, where its key tells.
-    format: Option<Format>,
 }
 
 /// What is known of a file that is about to go, for whoever wants to be asked.
@@ -75,7 +112,8 @@ pub struct Facts {
     pub format: Format,
 }
 
-/// Somebody who is called around the removal of each file, such as hook scripts.
+/// Somebody who is called around the removal of each file that was archived, such as hook scripts. Nobody was called when a
+/// part was put, and nobody is when it goes.
 ///
 /// In local storage the calls come file by file: before, removal, after. In cloud storage, which removes many at once,
 /// those before come for a whole page of files (at most 1,000), then the removals, then those after.
@@ -120,12 +158,14 @@ impl<'a> Deletion<'a> {
         &self.notices
     }
 
-    /// Names every file that would go, by timeline and in order of their keys.
+    /// Names every file that would go: by timeline and in order of their keys, then the parts.
     pub fn list(&self, pulse: &Pulse, each: &mut dyn FnMut(Departing)) -> Result<()> {
         self.each_page(pulse, &mut |page| {
-            page.into_iter().for_each(&mut *each);
+            page.into_iter().for_each(|(_, file)| each(file));
             Ok(())
-        })
+        })?;
+        self.parts()?.into_iter().for_each(each);
+        Ok(())
     }
 
     /// Removes those files, and tells of each how that went; then the lines of all that are gone. A stop of the pulse
@@ -142,12 +182,9 @@ impl<'a> Deletion<'a> {
         let Some(horizon) = &self.horizon else { return Ok(Settled::default()) };
         let removed = self.each_page(pulse, &mut |page| match &mut attendant {
             Some(attendant) => self.remove_attended(pulse, &page, &mut **attendant, each),
-            None => page.chunks(self.group()).try_for_each(|group| {
-                see_that_it_goes_on(pulse)?;
-                self.remove(pulse, group).iter().zip(group).for_each(|(outcome, file)| each(file, outcome));
-                Ok(())
-            }),
+            None => self.remove_unattended(pulse, &page.into_iter().map(|(_, file)| file).collect::<Vec<_>>(), each),
         });
+        let removed = removed.and_then(|()| self.remove_unattended(pulse, &self.parts()?, each));
         let settled = settle::settle(self.place, horizon);
         removed.and(settled)
     }
@@ -164,19 +201,32 @@ impl<'a> Deletion<'a> {
         outcomes
     }
 
-    fn remove_attended(
+    fn remove_unattended(
         &self,
         pulse: &Pulse,
         files: &[Departing],
+        each: &mut dyn FnMut(&Departing, &Result<()>),
+    ) -> Result<()> {
+        files.chunks(self.group()).try_for_each(|group| {
+            see_that_it_goes_on(pulse)?;
+            self.remove(pulse, group).iter().zip(group).for_each(|(outcome, file)| each(file, outcome));
+            Ok(())
+        })
+    }
+
+    fn remove_attended(
+        &self,
+        pulse: &Pulse,
+        files: &[(WalName, Departing)],
         attendant: &mut dyn Attendant,
         each: &mut dyn FnMut(&Departing, &Result<()>),
     ) -> Result<()> {
         let mut recorded = None;
         for group in files.chunks(if self.place.is_remote() { PAGE } else { 1 }) {
             let (mut going, mut refusal) = (Vec::new(), Ok(()));
-            for file in group {
+            for (name, file) in group {
                 let answered = see_that_it_goes_on(pulse).and_then(|()| {
-                    let Some(facts) = self.facts(file, &mut recorded)? else { return Ok(()) };
+                    let Some(facts) = self.facts(name, file, &mut recorded)? else { return Ok(()) };
                     attendant.before(&facts)?;
                     going.push((file.clone(), facts));
                     Ok(())
@@ -198,19 +248,19 @@ impl<'a> Deletion<'a> {
     }
 
     /// What is known of a file; nothing where it is gone already.
-    fn facts(&self, file: &Departing, recorded: &mut Option<Recorded>) -> Result<Option<Facts>> {
+    fn facts(&self, name: &WalName, file: &Departing, recorded: &mut Option<Recorded>) -> Result<Option<Facts>> {
         let Some(meta) = self.place.store.head(&file.key)? else { return Ok(None) };
-        let format = match file.format {
+        let format = match self.place.layout.wal_name(&file.key).and_then(|(_, format)| format) {
             Some(format) => Some(format),
-            None => stored_format(self.place, &file.name, &file.key, recorded)?,
+            None => stored_format(self.place, name, &file.key, recorded)?,
         };
         let Some(format) = format else { return Ok(None) };
-        let (name, location) = (file.name, file.location.clone());
-        Ok(Some(Facts { name, location, stored_size: meta.stored_size, modified: meta.modified, format }))
+        let location = file.location.clone();
+        Ok(Some(Facts { name: *name, location, stored_size: meta.stored_size, modified: meta.modified, format }))
     }
 
     /// Hands on the files that may go, timeline by timeline, page by page.
-    fn each_page(&self, pulse: &Pulse, take: &mut dyn FnMut(Vec<Departing>) -> Result<()>) -> Result<()> {
+    fn each_page(&self, pulse: &Pulse, take: &mut dyn FnMut(Vec<(WalName, Departing)>) -> Result<()>) -> Result<()> {
         let Some(horizon) = &self.horizon else { return Ok(()) };
         for reach in horizon.reaches() {
             let mut after = self.place.layout.begin_of_timeline(reach.timeline());
@@ -224,7 +274,8 @@ impl<'a> Deletion<'a> {
                 let here = page.into_iter().filter(|(name, _)| name.timeline() == reach.timeline());
                 let going: Vec<_> = here.filter(|(name, _)| horizon.covers(name)).collect();
                 if !going.is_empty() {
-                    take(going.into_iter().map(|(name, listed)| self.departing(name, listed)).collect())?;
+                    let departing = |(name, listed)| (name, self.departing(Item::Wal(name), listed));
+                    take(going.into_iter().map(departing).collect())?;
                 }
                 if has_passed {
                     break;
@@ -234,10 +285,17 @@ impl<'a> Deletion<'a> {
         Ok(())
     }
 
-    fn departing(&self, name: WalName, listed: Listed) -> Departing {
-        let format = self.place.layout.wal_name(&listed.key).and_then(|(_, format)| format);
+    /// The parts of segments that may go: of a timeline's end one at most, where all is as it should be.
+    fn parts(&self) -> Result<Vec<Departing>> {
+        let Some(horizon) = &self.horizon else { return Ok(Vec::new()) };
+        let may_go = |part: &Part| horizon.covers(&WalName::Segment(part.segment));
+        let parts = self.place.part_objects(None)?.into_iter().filter(|(part, _)| may_go(part));
+        Ok(parts.map(|(part, listed)| self.departing(Item::Part(part), listed)).collect())
+    }
+
+    fn departing(&self, item: Item, listed: Listed) -> Departing {
         let location = self.place.store.location(&listed.key);
-        Departing { name, key: listed.key, stored_size: listed.stored_size, location, format }
+        Departing { item, key: listed.key, stored_size: listed.stored_size, location }
     }
 
     /// The history of that timeline. Where the archive has none the timeline stands alone, and that is noticed if there

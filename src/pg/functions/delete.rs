@@ -96,6 +96,6 @@ pub(super) fn delete_wal(
     TableIterator::new(
         done.files
             .into_iter()
-            .map(|file| (file.name.to_string(), i64::try_from(file.stored_size).unwrap_or(i64::MAX), file.location)),
+            .map(|file| (file.item.to_string(), i64::try_from(file.stored_size).unwrap_or(i64::MAX), file.location)),
     )
 }
