@@ -1,5 +1,6 @@
 //! Streaming, as it is set.
 
+use super::url::percent_decoded;
 use super::{Destination, Setting, Settings, StorageUrl};
 use crate::error::{Error, Kind, Result};
 use std::path::PathBuf;
@@ -45,14 +46,16 @@ const URI_SCHEMES: [&str; 2] = ["postgresql://", "postgres://"];
 impl Conninfo {
     /// Takes a URI, or keywords with values, or nothing.
     pub fn parse(text: &str) -> std::result::Result<Self, BadConninfo> {
-        let keywords = match URI_SCHEMES.iter().find_map(|scheme| text.strip_prefix(scheme)) {
+        let keywords: Vec<String> = match URI_SCHEMES.iter().find_map(|scheme| text.strip_prefix(scheme)) {
             Some(rest) => {
                 let (authority, query) = rest.split_once('?').unwrap_or((rest, ""));
                 let authority = authority.split('/').next().unwrap_or_default();
                 if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
                     return Err(BadConninfo::HoldsSecret);
                 }
-                query.split('&').map(|pair| pair.split('=').next().unwrap_or_default().to_string()).collect()
+                // libpq decodes keywords as well as values (fe-connect.c, `conninfo_uri_parse_params`).
+                let keyword = |pair: &str| percent_decoded(pair.split('=').next().unwrap_or_default());
+                query.split('&').map(keyword).collect::<Option<_>>().ok_or(BadConninfo::Malformed)?
             }
             None => keywords(text).ok_or(BadConninfo::Malformed)?,
         };
@@ -212,10 +215,13 @@ mod tests {
             "sslpassword=x",
             "postgres://u:x@h/db",
             "postgresql://u@h/db?sslmode=a&password=x",
+            "postgresql://u@h/db?p%61ssword=x",
         ] {
             assert_eq!(Conninfo::parse(text), Err(BadConninfo::HoldsSecret), "{text}");
         }
-        for text in ["host", "=x", "host='x", "host=a b", "user='it''s' password=x", "Postgres://u:x@h"] {
+        for text in
+            ["host", "=x", "host='x", "host=a b", "user='it''s' password=x", "Postgres://u:x@h", "postgres://h?%ff=x"]
+        {
             assert_eq!(Conninfo::parse(text), Err(BadConninfo::Malformed), "{text}");
         }
     }

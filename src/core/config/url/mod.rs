@@ -64,6 +64,14 @@ impl fmt::Display for BadUrl {
     }
 }
 
+/// What such a text stands for; nothing where it is no UTF-8.
+pub(super) fn percent_decoded(text: &str) -> Option<String> {
+    // The query's own decoder takes a plus sign for a blank, which elsewhere means itself.
+    let query = format!("k={}", text.replace('+', "%2B").replace('&', "%26"));
+    let (_, value) = ::url::form_urlencoded::parse(query.as_bytes()).next()?;
+    (!value.contains('\u{fffd}')).then(|| value.into_owned())
+}
+
 /// Names of parameters that would carry a secret.
 fn names_a_secret(parameter: &str) -> bool {
     let parameter = parameter.to_ascii_lowercase();

@@ -1,6 +1,6 @@
 //! `s3://bucket/prefix?parameter=value…`: any store that speaks S3.
 
-use super::BadUrl;
+use super::{BadUrl, percent_decoded};
 use std::path::{Path, PathBuf};
 use url::Url;
 
@@ -216,13 +216,6 @@ fn parse_prefix(path: &str) -> Result<String, BadUrl> {
         return Err(BadUrl::Path);
     }
     Ok(prefix.to_string())
-}
-
-fn percent_decoded(text: &str) -> Option<String> {
-    // The query's own decoder takes a plus sign for a blank, which a path means as it stands.
-    let query = format!("k={}", text.replace('+', "%2B").replace('&', "%26"));
-    let (_, value) = ::url::form_urlencoded::parse(query.as_bytes()).next()?;
-    (!value.contains('\u{fffd}')).then(|| value.into_owned())
 }
 
 fn parse_endpoint(text: &str) -> Option<String> {
