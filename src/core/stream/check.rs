@@ -30,7 +30,7 @@ pub fn server(streaming: &Streaming, pulse: &Pulse) -> Vec<Row> {
             let mut rows = vec![connection(&server)];
             let tool = Tool::find("pg_receivewal", &streaming.path_prefix);
             rows.extend(tool.ok().map(|tool| compatible(&tool, &server)));
-            rows.push(Row::of("streaming wal_level", wal_level(&primary)));
+            rows.push(wal_level(&server));
             rows.push(privileges(&primary));
             rows.push(Row::of(SLOT, slot(streaming, &primary)));
             rows
@@ -88,16 +88,14 @@ fn compatible(tool: &Tool, server: &Identified) -> Row {
 }
 
 /// A server with `minimal` takes no replication connections: this is told where it does all the same.
-fn wal_level(primary: &Primary<'_>) -> Result<Row> {
-    let level = primary.wal_level()?;
-    Ok(match level.as_str() {
-        "minimal" => Row::failed(
-            "streaming wal_level",
-            level,
-            "Set wal_level = replica on the server that WAL is received from, and restart it.",
-        ),
-        _ => Row::ok("streaming wal_level", level),
-    })
+fn wal_level(server: &Identified) -> Row {
+    let (name, level) = ("streaming wal_level", server.wal_level.as_str());
+    match level {
+        "minimal" => {
+            Row::failed(name, level, "Set wal_level = replica on the server that WAL is received from, and restart it.")
+        }
+        _ => Row::ok(name, level),
+    }
 }
 
 fn privileges(primary: &Primary<'_>) -> Row {

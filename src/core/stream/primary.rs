@@ -29,7 +29,7 @@ pub struct Primary<'a> {
 }
 
 /// Which server it is, and where it stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identified {
     /// Made by initdb.
     pub system_identifier: u64,
@@ -41,6 +41,8 @@ pub struct Identified {
     pub major: u32,
     /// The size of its segments.
     pub segment_size: SegmentSize,
+    /// `minimal`, `replica` or `logical`.
+    pub wal_level: String,
 }
 
 /// A replication slot.
@@ -86,20 +88,25 @@ impl<'a> Primary<'a> {
 
     /// What it says of itself over a replication connection.
     pub fn identify(&self) -> Result<Identified> {
-        let row = self.one("IDENTIFY_SYSTEM", 4)?;
-        let [major, segment_size] =
-            ["server_version_num", "wal_segment_size"].map(|name| self.one(&format!("SHOW {name}"), 1));
-        let (major, segment_size) = (major?, segment_size?);
-        let identified = || {
+        const QUESTIONS: [&str; 4] =
+            ["IDENTIFY_SYSTEM", "SHOW server_version_num", "SHOW wal_segment_size", "SHOW wal_level"];
+        let lines = self.ask(true, &QUESTIONS)?;
+        // Each is answered with one row.
+        let answers = lines.last_chunk::<4>().map(|lines| lines.each_ref().map(|line| columns_of(line)));
+        let identified = answers.as_ref().and_then(|[system, major, segment_size, wal_level]| {
             Some(Identified {
-                system_identifier: text(&row, 0)?.parse().ok()?,
-                timeline: Timeline(text(&row, 1)?.parse().ok()?),
-                position: Lsn::parse(text(&row, 2)?)?,
-                major: text(&major, 0)?.parse::<u32>().ok()? / 10_000,
-                segment_size: SegmentSize::new(parse_bytes(text(&segment_size, 0)?)?)?,
+                system_identifier: text(system, 0)?.parse().ok()?,
+                timeline: Timeline(text(system, 1)?.parse().ok()?),
+                position: Lsn::parse(text(system, 2)?)?,
+                major: text(major, 0)?.parse::<u32>().ok()? / 10_000,
+                segment_size: SegmentSize::new(parse_bytes(text(segment_size, 0)?)?)?,
+                wal_level: text(wal_level, 0)?.to_string(),
             })
-        };
-        identified().ok_or_else(|| senseless("IDENTIFY_SYSTEM", &row))
+        });
+        identified.ok_or_else(|| {
+            let message = format!("the server answered IDENTIFY_SYSTEM with \"{}\"", lines.join(" "));
+            Error::new(Kind::Storage, "archiver.streaming_conninfo", message)
+        })
     }
 
     /// The slot of that name; nothing where there is none.
@@ -108,10 +115,10 @@ impl<'a> Primary<'a> {
         let query = format!(
             "SELECT restart_lsn, active, wal_status FROM pg_catalog.pg_replication_slots WHERE slot_name = '{name}' AND slot_type = 'physical'"
         );
-        let (rows, is_whole) = match self.ask(false, &query, 3) {
+        let (rows, is_whole) = match self.rows(false, &query, 3) {
             Ok(rows) => (rows, true),
             // A row of NULLs stands for no slot here.
-            Err(_) => (self.ask(true, &format!("READ_REPLICATION_SLOT {name}"), 3)?, false),
+            Err(_) => (self.rows(true, &format!("READ_REPLICATION_SLOT {name}"), 3)?, false),
         };
         let Some(row) = rows.last().filter(|row| is_whole || text(row, 0).is_some()) else { return Ok(None) };
         let restart = text(row, if is_whole { 0 } else { 1 }).and_then(Lsn::parse);
@@ -125,14 +132,14 @@ impl<'a> Primary<'a> {
 
     /// Makes that slot; WAL is kept for it from now on.
     pub fn create_slot(&self, name: &str) -> Result<()> {
-        self.ask(true, &format!("CREATE_REPLICATION_SLOT {name} PHYSICAL RESERVE_WAL"), 4).map(drop)
+        self.ask(true, &[&format!("CREATE_REPLICATION_SLOT {name} PHYSICAL RESERVE_WAL")]).map(drop)
     }
 
     /// Whether a commit waits for a receiver of that name: `synchronous_standby_names` holds the name, or a star (PostgreSQL
     /// manual, 20.6.2). Nothing where that cannot be known.
     pub fn is_synchronous(&self, name: &str) -> Option<bool> {
-        let row = self.one("SHOW synchronous_standby_names", 1).ok()?;
-        Some(names_standby(text(&row, 0).unwrap_or_default(), name))
+        let rows = self.rows(true, "SHOW synchronous_standby_names", 1).ok()?;
+        Some(names_standby(text(rows.last()?, 0).unwrap_or_default(), name))
     }
 
     /// How it stands with the receiver of that name and its slot. Where the server lets the role connect for replication
@@ -149,7 +156,7 @@ impl<'a> Primary<'a> {
             literal(archiver_name),
             literal(slot.unwrap_or_default()),
         );
-        if let Ok(rows) = self.ask(false, &query, 6)
+        if let Ok(rows) = self.rows(false, &query, 6)
             && let Some(row) = rows.last()
             && let Some(position) = text(row, 0).and_then(Lsn::parse)
         {
@@ -172,24 +179,20 @@ impl<'a> Primary<'a> {
         })
     }
 
-    /// `minimal`, `replica` or `logical`.
-    pub fn wal_level(&self) -> Result<String> {
-        let row = self.one("SHOW wal_level", 1)?;
-        text(&row, 0).map(str::to_string).ok_or_else(|| senseless("SHOW wal_level", &row))
-    }
-
     /// Fails where the role may not connect to a database, to ask what a replication connection does not tell.
     pub fn connect(&self) -> Result<()> {
-        self.ask(false, "SELECT 1", 1).map(drop)
+        self.ask(false, &["SELECT 1"]).map(drop)
     }
 
-    fn one(&self, command: &str, columns: usize) -> Result<Row> {
-        self.ask(true, command, columns)?.pop().ok_or_else(|| senseless(command, &Vec::new()))
+    /// The rows of so many columns among the lines.
+    fn rows(&self, is_replication: bool, command: &str, columns: usize) -> Result<Vec<Row>> {
+        let lines = self.ask(is_replication, &[command])?;
+        Ok(lines.iter().map(|line| columns_of(line)).filter(|row| row.len() == columns).collect())
     }
 
-    /// The rows of so many columns that the server answers, over a replication connection or a plain one. Warnings stand
-    /// before them among the lines, and are none.
-    fn ask(&self, is_replication: bool, command: &str, columns: usize) -> Result<Vec<Row>> {
+    /// The lines that psql prints of what the server answers to these, over a replication connection or a plain one. Warnings
+    /// stand before them, and are none.
+    fn ask(&self, is_replication: bool, commands: &[&str]) -> Result<Vec<String>> {
         let conninfo = match is_replication {
             true => self.conninfo.with("replication", "true"),
             false => self.conninfo.with("fallback_application_name", "archiver"),
@@ -197,7 +200,6 @@ impl<'a> Primary<'a> {
         let mut variables = vec![
             ("ARCHIVER_PSQL", self.psql.display().to_string()),
             ("ARCHIVER_CONNINFO", conninfo),
-            ("ARCHIVER_COMMAND", command.to_string()),
             ("LC_ALL", "C".to_string()),
         ];
         for (name, value) in [("PGCONNECT_TIMEOUT", self.connect_seconds), ("PGDATABASE", "postgres")] {
@@ -205,7 +207,12 @@ impl<'a> Primary<'a> {
                 variables.push((name, value.to_string()));
             }
         }
-        let text = r#"exec "$ARCHIVER_PSQL" -X -q -A -t -w -F '|' -P null='\N' -d "$ARCHIVER_CONNINFO" -c "$ARCHIVER_COMMAND""#;
+        let mut text =
+            r#"exec "$ARCHIVER_PSQL" -X -q -A -t -w -F '|' -P null='\N' -v ON_ERROR_STOP=1 -d "$ARCHIVER_CONNINFO""#
+                .to_string();
+        for command in commands {
+            text += &format!(" -c '{}'", command.replace('\'', r"'\''"));
+        }
         let (is_cancelled, mut lines) = (AtomicBool::new(false), Vec::new());
         let limit = Limit::new(PATIENCE, self.pulse, &is_cancelled);
         let failed = |cause: String| {
@@ -216,11 +223,9 @@ impl<'a> Primary<'a> {
             )
             .retry_if(true)
         };
-        let ended = run(text, &variables, &limit, &mut |line| lines.push(line.to_string()));
+        let ended = run(&text, &variables, &limit, &mut |line| lines.push(line.to_string()));
         match ended.map_err(|error| failed(format!("psql could not be run: {}", plain_cause(&error))))? {
-            Outcome::Ended(Exit::Code(0)) => {
-                Ok(lines.iter().map(|line| columns_of(line)).filter(|row| row.len() == columns).collect())
-            }
+            Outcome::Ended(Exit::Code(0)) => Ok(lines),
             Outcome::Ended(_) => Err(Complaint::of(&lines).error("could not ask the server for its WAL")),
             Outcome::Cut(Cut::TimedOut) => Err(failed(format!("it did not answer within {} s", PATIENCE.as_secs()))),
             Outcome::Cut(_) => Err(Error::new(Kind::Interrupted, "psql", "stopped before the server answered")),
@@ -262,12 +267,6 @@ fn columns_of(line: &str) -> Row {
 
 fn text(row: &Row, column: usize) -> Option<&str> {
     row.get(column)?.as_deref()
-}
-
-fn senseless(command: &str, row: &Row) -> Error {
-    let shown: Vec<&str> = row.iter().map(|column| column.as_deref().unwrap_or("null")).collect();
-    let message = format!("the server answered {command} with \"{}\"", shown.join("|"));
-    Error::new(Kind::Storage, "archiver.streaming_conninfo", message)
 }
 
 #[cfg(test)]
