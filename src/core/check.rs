@@ -296,6 +296,8 @@ pub struct Home {
     pub system_identifier: u64,
     /// Its data directory.
     pub data_directory: PathBuf,
+    /// Whether it lives elsewhere, and that is another one's data directory, which remembers the archives begun from there.
+    pub is_elsewhere: bool,
 }
 
 /// Judges the storage that `config` names, without writing to it, for the cluster that lives at `home`. Where that is not
@@ -314,7 +316,7 @@ pub fn check_storage(config: &Config, home: Option<&Home>, pulse: &Arc<Pulse>) -
     if let Some(records) = &place.records {
         rows.push(writable(&place, records));
         rows.push(Row::of("free space", free_space(records)));
-        if let Some(home) = home {
+        if let Some(home) = home.filter(|home| !home.is_elsewhere) {
             rows.push(Row::of("separate device", separate_device(records, &home.data_directory)));
         }
         rows.push(Row::of("staged files", staging(records)));

@@ -8,7 +8,7 @@ use crate::durable;
 use crate::error::{Error, Kind, Result};
 use crate::set_aside::{Copied, Reason};
 use crate::stamp::Stamp;
-use crate::wal::{Kind as WalKind, SegmentName, Timeline, WalName};
+use crate::wal::{Kind as WalKind, SegmentName, SegmentSize, Timeline, WalName};
 use nix::unistd::{AccessFlags, access};
 use std::fs::{self, FileType};
 use std::io;
@@ -91,16 +91,10 @@ impl Queue {
     /// order in which PostgreSQL archives; hidden files are not seen and `*.tmp` are in the making. Everything else is
     /// refused. One name per file is held in memory.
     pub fn of_directory(directory: &Path) -> Result<Self> {
-        if directory.join("archive_status").is_dir() {
-            let path = directory.display().to_string();
-            return Err(Error::new(Kind::Source, path.clone(), format!("\"{path}\" is the WAL directory of a server"))
-                .detail("Its newest segments are still being written, and the server removes the others by itself.")
-                .hint("Let that server archive them, or name a directory that finished files are brought to."));
-        }
-        if is_part_of_an_archive(directory) {
-            let path = directory.display().to_string();
-            return Err(Error::new(Kind::Source, path.clone(), format!("\"{path}\" is part of an archive"))
-                .hint("Name a directory that finished files are brought to."));
+        confirm_may_be_emptied(directory)?;
+        // The newest segment there tells the receiver where to go on.
+        if directory.join(RECEIVER_LOCK).exists() {
+            return Err(is_part_of_an_archive(directory));
         }
         Self::read(directory)
     }
@@ -137,10 +131,12 @@ impl Queue {
 
     /// The files in `directory` that pg_receivewal has received whole, as Barman's streaming archiver takes them: but for the
     /// newest segment, whole or in part, which tells pg_receivewal where to go on. Older parts are what a timeline ended with.
-    pub fn of_streaming_directory(directory: &Path) -> Result<Self> {
+    /// A whole one of another size than that, where it is known, tells it nothing (pg_receivewal.c, `FindStreamingStart`).
+    pub fn of_streaming_directory(directory: &Path, segment_size: Option<SegmentSize>) -> Result<Self> {
         let mut queue = Queue { is_streaming: true, ..Self::read(directory)? };
-        let newest = queue.items.iter().filter(|file| file.name.is_wal());
-        let newest = newest.max_by_key(|file| {
+        let is_heeded =
+            |file: &&WalFile| file.name.is_wal() && is_heeded_by_receiver(&file.name, &file.path, segment_size);
+        let newest = queue.items.iter().filter(is_heeded).max_by_key(|file| {
             (file.name.segment().map(SegmentName::streaming_order), file.name.kind() == WalKind::Segment)
         });
         if let Some(path) = newest.map(|file| file.path.clone()) {
@@ -434,25 +430,39 @@ fn identity_of(directory: &Path) -> io::Result<(u64, u64)> {
     fs::metadata(directory).map(|meta| (meta.dev(), meta.ino()))
 }
 
-/// Whether the directory is the `wals` of an archive or lies below one, by whatever path: it is not to be emptied.
-fn is_part_of_an_archive(directory: &Path) -> bool {
-    let Ok(real) = directory.canonicalize() else { return false };
+/// Whether pg_receivewal goes by that file, a segment whole or in part, to find where to go on.
+pub fn is_heeded_by_receiver(name: &WalName, path: &Path, segment_size: Option<SegmentSize>) -> bool {
+    let Some(size) = segment_size.filter(|_| name.kind() == WalKind::Segment) else { return true };
+    fs::metadata(path).is_ok_and(|meta| meta.len() == size.bytes())
+}
+
+/// Fails where the directory is a server's own, or part of an archive, by whatever path: what lies there is not to be removed.
+pub fn confirm_may_be_emptied(directory: &Path) -> Result<()> {
+    if directory.join("archive_status").is_dir() {
+        let path = directory.display().to_string();
+        return Err(Error::new(Kind::Source, path.clone(), format!("\"{path}\" is the WAL directory of a server"))
+            .detail("Its newest segments are still being written, and the server removes the others by itself.")
+            .hint("Let that server archive them, or name a directory of its own for what is brought or received."));
+    }
+    let Ok(real) = directory.canonicalize() else { return Ok(()) };
     let is_catalogue = |name: &str| name.ends_with("-xlog.db") || name == "xlog.db";
     let holds_catalogue = |wals: &Path| {
         let entries = fs::read_dir(wals).into_iter().flatten().flatten();
         entries.take(10_000).any(|entry| entry.file_name().to_str().is_some_and(is_catalogue))
     };
-    let has_identity = |wals: &Path| wals.parent().is_some_and(|server| server.join("identity.json").exists());
-    let is_beside_wals = real.file_name().is_some_and(|name| name == "errors" || name == "partial");
-    // The newest segment there tells the receiver where to go on.
-    if real.join(RECEIVER_LOCK).exists() {
-        return true;
-    }
-    if is_beside_wals && has_identity(&real) {
-        return true;
-    }
+    let has_identity = |folder: &Path| folder.parent().is_some_and(|server| server.join("identity.json").exists());
+    let is_beside_wals = real.file_name().is_some_and(|name| name == "errors" || name == "partial" || name == "sums");
     let mut wals = real.ancestors().take(3).filter(|path| path.file_name().is_some_and(|name| name == "wals"));
-    wals.any(|wals| has_identity(wals) || holds_catalogue(wals))
+    if is_beside_wals && has_identity(&real) || wals.any(|wals| has_identity(wals) || holds_catalogue(wals)) {
+        return Err(is_part_of_an_archive(directory));
+    }
+    Ok(())
+}
+
+fn is_part_of_an_archive(directory: &Path) -> Error {
+    let path = directory.display().to_string();
+    Error::new(Kind::Source, path.clone(), format!("\"{path}\" is part of an archive"))
+        .hint("Name a directory of its own for what is brought or received.")
 }
 
 /// The file to be archived at `path`, by its name and type.

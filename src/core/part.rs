@@ -1,5 +1,6 @@
 //! Parts of segments: what was received so far of the one that is being received, kept outside the archived files.
 
+use crate::hash::Hash;
 use crate::wal::{LongPageHeader, SegmentName, WalName};
 use std::fmt;
 use std::io::{self, Read};
@@ -29,19 +30,33 @@ impl fmt::Display for Part {
     }
 }
 
-/// How many bytes of a segment there are in what `segment` reads: up to the last byte that is none of zero, on the last of
-/// the pages from the first that are each where they belong. A file that WAL is received into is filled with zeros first
-/// (receivelog.c, `open_walfile`); one that a timeline ended in may hold, behind that end, pages of the older segment that it
-/// was; and a crash of the machine may leave holes. 0 where not even a page header is there.
-pub fn received_bytes(mut segment: impl Read) -> io::Result<u64> {
+/// How much there is of a segment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// How many bytes; 0 where not even a page header is there.
+    pub bytes: u64,
+    /// Where the last page begins.
+    pub last_page: u64,
+}
+
+/// How many bytes of a segment there are in what `segment` reads, as [`extent`] tells it.
+pub fn received_bytes(segment: impl Read) -> io::Result<u64> {
+    extent(segment).map(|extent| extent.bytes)
+}
+
+/// How much of a segment there is in what `segment` reads: up to the last byte that is none of zero, on the last of the pages
+/// from the first that are each where they belong. A file that WAL is received into is filled with zeros first (receivelog.c,
+/// `open_walfile`); one that a server's timeline ended in may hold, behind that end, the rest of a page, and pages, of the older
+/// segment that it was; and a crash of the machine may leave holes.
+pub fn extent(mut segment: impl Read) -> io::Result<Extent> {
     let mut page = vec![0; LongPageHeader::LENGTH];
     if fill(&mut segment, &mut page)? < page.len() {
-        return Ok(0);
+        return Ok(Extent::default());
     }
-    let Ok(header) = LongPageHeader::parse(&page) else { return Ok(0) };
+    let Ok(header) = LongPageHeader::parse(&page) else { return Ok(Extent::default()) };
     let page_bytes = header.page_bytes.clamp(1 << 10, 64 << 10) as usize;
     page.resize(page_bytes, 0);
-    let (mut start, mut end, mut filled) = (0_u64, 0_u64, LongPageHeader::LENGTH);
+    let (mut start, mut found, mut filled) = (0_u64, Extent::default(), LongPageHeader::LENGTH);
     while start < header.segment_size.bytes() {
         let count = filled + fill(&mut segment, &mut page[filled..])?;
         let address = header.page_address.0 + start;
@@ -49,13 +64,20 @@ pub fn received_bytes(mut segment: impl Read) -> io::Result<u64> {
         let is_there = count >= 16 && page[..2] != [0, 0] && page[8..16] == address.to_ne_bytes();
         let last = page[..count].iter().rposition(|&byte| byte != 0);
         let Some(last) = last.filter(|_| is_there) else { break };
-        end = start + last as u64 + 1;
+        found = Extent { bytes: start + last as u64 + 1, last_page: start };
         (start, filled) = (start + page_bytes as u64, 0);
         if count < page_bytes {
             break;
         }
     }
-    Ok(end)
+    Ok(found)
+}
+
+/// The hash of the first `bytes` bytes; nothing where there are fewer.
+pub fn hash_of_first(reader: impl Read, bytes: u64) -> io::Result<Option<Hash>> {
+    let mut hasher = blake3::Hasher::new();
+    let count = io::copy(&mut reader.take(bytes), &mut hasher)?;
+    Ok((count == bytes).then(|| Hash(hasher.finalize())))
 }
 
 /// Reads until `buffer` is full, or there is no more.

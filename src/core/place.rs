@@ -11,7 +11,7 @@ use crate::hash::{Hash, HashKey};
 use crate::identity::{Identity, MAX_IDENTITY_BYTES, foreign_archive};
 use crate::layout::{Format, Layout, Naming};
 use crate::mode::Mode;
-use crate::part::{Part, received_bytes};
+use crate::part::{Part, extent, hash_of_first};
 use crate::pulse::Pulse;
 use crate::store::s3::{Patience, S3Store};
 use crate::store::{Listed, LocalStore, Meta, Object, Store};
@@ -344,13 +344,38 @@ impl Place {
         Ok(records.find_sum(&self.layout, name)?.and_then(|sum| SegmentSize::new(sum.noted.size)))
     }
 
-    /// How much there is in the archived segment of that name, whole or in part; nothing where none is archived.
-    pub fn received_bytes(&self, name: &WalName) -> Result<Option<u64>> {
+    /// Whether what is archived of a segment in part goes as far as that part does, whose hash `hash` tells (nothing where it
+    /// went meanwhile: then there is better). Nothing where none is archived.
+    pub fn partial_holds(&self, part: &Part, hash: impl FnOnce() -> Result<Option<Hash>>) -> Result<Option<bool>> {
+        let name = WalName::Partial(part.segment);
+        let Some(extent) = self.read_wal(&name, |plain| extent(plain))? else { return Ok(None) };
+        if extent.bytes < part.bytes || part.bytes <= extent.last_page {
+            return Ok(Some(part.bytes <= extent.bytes));
+        }
+        // What a server's timeline ended with may hold, to the end of that page, what its file held before.
+        let Some(hash) = hash()? else { return Ok(Some(true)) };
+        let archived = self.read_wal(&name, |plain| hash_of_first(plain, part.bytes))?;
+        Ok(archived.map(|archived| archived == Some(hash)))
+    }
+
+    fn read_wal<T>(&self, name: &WalName, read: impl FnOnce(Box<dyn Read + '_>) -> io::Result<T>) -> Result<Option<T>> {
         let Some((stored, object)) = self.open_wal(name)? else { return Ok(None) };
-        let read = self.decode(object.body, u64::MAX).and_then(|decoded| received_bytes(decoded.plain));
-        let location = self.store.location(&stored.key);
-        read.map(Some)
-            .map_err(|error| Error::of_stored_copy(&location, &error, "Restore it from another copy of the archive."))
+        let done = self.decode(object.body, u64::MAX).and_then(|decoded| read(decoded.plain));
+        done.map(Some).map_err(|error| self.unfit(&stored.key, &error))
+    }
+
+    /// The hash of that part's content; nothing where it went.
+    pub fn hash_of_part(&self, part: &Part) -> Result<Option<Hash>> {
+        for key in self.part_keys(part)? {
+            let Some(object) = self.store.get(&key)? else { continue };
+            let hash = self.decode(object.body, u64::MAX).and_then(|decoded| hash_of_first(decoded.plain, part.bytes));
+            return hash.map_err(|error| self.unfit(&key, &error));
+        }
+        Ok(None)
+    }
+
+    fn unfit(&self, key: &str, error: &io::Error) -> Error {
+        Error::of_stored_copy(&self.store.location(key), error, "Restore it from another copy of the archive.")
     }
 
     /// The parts of that segment, or of any, that are kept: in order.

@@ -335,6 +335,12 @@ pub fn wal_has_readers() -> bool {
     is_sent || is_in_recovery()
 }
 
+/// Whether archive_mode is on or always.
+pub fn archives_by_file() -> bool {
+    // SAFETY: a plain variable, set when the server starts.
+    unsafe { pg_sys::XLogArchiveMode != pg_sys::ArchiveMode::ARCHIVE_MODE_OFF as i32 }
+}
+
 /// How far WAL was flushed, on a primary.
 pub fn flushed_lsn() -> u64 {
     // SAFETY: as in `written_lsn`; a null pointer means that the timeline is not wanted.

@@ -84,6 +84,11 @@ pub fn receives_own_wal() -> bool {
     settings().get(Setting::StreamingConninfo).trim().is_empty()
 }
 
+/// Whether WAL is to be received.
+pub fn receives_wal() -> bool {
+    Streaming::is_on(&settings()).unwrap_or(false)
+}
+
 /// How WAL would be received, whether it is or not: where no server is named, this one's.
 pub fn receiver(data_directory: &Path) -> Result<(Config, Streaming)> {
     let mut settings = settings();

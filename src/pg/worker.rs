@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
 /// How long the thread may take to end: pg_receivewal writes what it has, and is killed after five seconds.
 const END_PATIENCE: Duration = Duration::from_secs(8);
+/// How long that may take where the configuration was changed, what it archives included.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(20);
 /// Before a thread that could not begin is started again.
 const BEGIN_PAUSE: Duration = Duration::from_secs(10);
 /// How often the thread is looked at where nothing wakes.
@@ -87,6 +89,8 @@ struct Worker {
 struct Thread {
     does: (Config, Streaming),
     pulse: Arc<Pulse>,
+    /// Since when it is to end.
+    stopped_at: Option<Instant>,
     handle: JoinHandle<Result<()>>,
 }
 
@@ -151,7 +155,8 @@ impl Worker {
         (self.wanted, self.rests_until, self.complaint) = (wanted, None, None);
     }
 
-    /// Ends a thread that does what is not wanted any more, and starts one where none does what is.
+    /// Ends a thread that does what is not wanted any more, and starts one where none does what is. One that hangs takes the
+    /// process with it.
     fn see_to_the_thread(&mut self) {
         let wanted = self.wanted.as_ref().ok().and_then(Option::as_ref);
         match self.thread.take() {
@@ -163,9 +168,13 @@ impl Worker {
                 thread.pulse.stop();
                 self.take_end(thread.handle);
             }
-            Some(thread) => {
+            Some(mut thread) => {
                 if Some(&thread.does) != wanted {
                     thread.pulse.stop();
+                    let stopped_at = *thread.stopped_at.get_or_insert_with(Instant::now);
+                    if stopped_at.elapsed() > CHANGE_PATIENCE {
+                        leave(&thread.does.1);
+                    }
                 }
                 self.thread = Some(thread);
             }
@@ -215,7 +224,7 @@ impl Worker {
         let handle = spawned.map_err(|error| {
             Error::new(Kind::Internal, "thread", format!("could not start a thread: {}", plain_cause(&error)))
         })?;
-        Ok(Thread { does, pulse, handle })
+        Ok(Thread { does, pulse, stopped_at: None, handle })
     }
 
     fn take_end(&mut self, handle: JoinHandle<Result<()>>) {
@@ -254,4 +263,14 @@ impl Worker {
         }
         self.tell_notes();
     }
+}
+
+/// Ends the process with its thread, which a file system does not let go. PostgreSQL starts another one.
+fn leave(hangs: &Streaming) {
+    let directory = hangs.directory.display().to_string();
+    let message = format!("receiving into \"{directory}\" does not end");
+    let error = Error::new(Kind::Storage, directory, message);
+    let error = error.hint("Does the file system answer? The worker is started again and heeds the new configuration.");
+    log(PgLogLevel::WARNING, Report::of(&error));
+    ffi::exit(EXIT_CODE);
 }

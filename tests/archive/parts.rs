@@ -125,7 +125,7 @@ fn of_a_part_and_what_a_timeline_ended_with_the_longer_is_restored() {
     let ended = site.offer(&name, &content);
     archive_file(&archive, &ended).unwrap();
     assert!(ask(&site, true, None).unwrap().1 == content);
-    assert_eq!(archive.archived_bytes(part(0).segment).unwrap(), Some(200_000));
+    assert_eq!([200_000, 200_001].map(|bytes| archive.covers(&part(bytes)).unwrap()), [Some(true), Some(false)]);
     put(&site, &archive, 100_000);
     assert!(ask(&site, true, None).unwrap().1 == content);
     let longer = put(&site, &archive, 300_000);
@@ -134,6 +134,44 @@ fn of_a_part_and_what_a_timeline_ended_with_the_longer_is_restored() {
     receive(&site, 150_000);
     archive.remove_part(&part(300_000)).unwrap();
     assert!(ask(&site, true, Some(&streaming)).unwrap().1 == content);
+}
+
+/// A part of these contents, in the streaming directory and put.
+fn put_first(site: &Site, archive: &Archive, content: &[u8], bytes: u64) -> Vec<u8> {
+    let file = receive(site, bytes);
+    let mut first = content.to_vec();
+    first[usize::try_from(bytes).unwrap()..].fill(0);
+    fs::write(&file, &first).unwrap();
+    archive.put_part(&part(bytes), &file).unwrap();
+    first
+}
+
+#[test]
+fn what_a_server_left_on_the_last_page_of_a_timeline_is_not_taken_for_wal() {
+    let site = Site::new();
+    let archive = site.archive();
+    let name = wal_name(PARTIAL);
+    let (mut written, older) = (site.content(&name), site.content(&site.name(1)));
+    for last in [198_999, 202_999] {
+        written[last] = 7;
+    }
+    // It ended at 200,000, on a page that ends at 204,800.
+    let mut ended = written.clone();
+    ended[200_000..204_800].copy_from_slice(&older[200_000..204_800]);
+    ended[204_800..].fill(0);
+    ended[204_799] = 7;
+    archive_file(&archive, &site.offer(&name, &ended)).unwrap();
+    // Nothing else was put, so that the archive alone answers.
+    assert_eq!(archive.covers(&part(150_000)).unwrap(), Some(true));
+    assert_eq!(archive.covers(&part(204_801)).unwrap(), Some(false));
+    for (bytes, is_covered) in [(199_000, true), (203_000, false)] {
+        let first = put_first(&site, &archive, &written, bytes);
+        assert_eq!(archive.covers(&part(bytes)).unwrap(), Some(is_covered), "{bytes}");
+        let expected = if is_covered { &ended } else { &first };
+        for streaming in [None, Some(site.path("streaming"))] {
+            assert!(&ask(&site, true, streaming.as_deref()).unwrap().1 == expected, "{bytes}, {streaming:?}");
+        }
+    }
 }
 
 #[test]

@@ -451,7 +451,11 @@ fn listings_tell_format_size_and_place_without_reading_a_file() {
 fn check_tells_where_the_credentials_come_from_and_probes() {
     let bucket = S3Server::ceph().new_bucket();
     let (directory, site) = site_in(&bucket, "");
-    let home = Home { system_identifier: site.cluster.system_identifier, data_directory: site.path("data") };
+    let home = Home {
+        system_identifier: site.cluster.system_identifier,
+        data_directory: site.path("data"),
+        is_elsewhere: false,
+    };
     archive_file(&site.archive(), &site.offer_segment(1)).unwrap();
     let rows = check_storage(&site.config(), Some(&home), &site.pulse);
     let row = |name: &str| rows.iter().find(|row| row.name == name).unwrap_or_else(|| panic!("{name}: {rows:?}"));
@@ -477,7 +481,11 @@ fn check_tells_where_the_credentials_come_from_and_probes() {
 fn a_probe_that_may_not_be_removed_is_a_warning() {
     let bucket = S3Server::moto().new_bucket();
     let (_directory, site) = site_in(&bucket.as_user("NO_DELETE"), "");
-    let home = Home { system_identifier: site.cluster.system_identifier, data_directory: site.path("data") };
+    let home = Home {
+        system_identifier: site.cluster.system_identifier,
+        data_directory: site.path("data"),
+        is_elsewhere: false,
+    };
     archive_file(&site.archive(), &site.offer_segment(1)).unwrap();
     let row = probe_storage(&site.config(), &home, &site.pulse);
     assert_eq!(row.verdict, Verdict::Warning, "{row:?}");

@@ -252,7 +252,8 @@ impl Cluster {
         self.own(path);
     }
 
-    fn own(&self, path: &Path) {
+    /// Gives a file to the server's user.
+    pub fn own(&self, path: &Path) {
         if let Some(user) = server_user() {
             chown(path, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("chown");
         }

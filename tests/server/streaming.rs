@@ -248,6 +248,15 @@ fn wal_is_received_and_archived_while_it_is_written_and_a_restart_goes_on() {
     running.wait_to_hear("made the replication slot \"archiver\"");
     let state = || primary.psql("SELECT application_name, state FROM pg_stat_replication");
     running.wait("it streams", || state() == "archiver_receive_wal|streaming");
+    // What there is of the first segment can be restored before any is whole.
+    primary.psql("SELECT pg_logical_emit_message(true, 'test', 'first')");
+    let (first, copy) = (primary.psql("SELECT pg_walfile_name(pg_current_wal_lsn())"), host.path("copy"));
+    running.wait("a part is restored", || {
+        let mut command = host.program(&primary);
+        let output = command.arg("restore").arg("--partial").arg(&first).arg(&copy).output().unwrap();
+        output.status.success() && fs::read(&copy).unwrap().windows(5).any(|bytes| bytes == b"first")
+    });
+    assert_eq!(host.received(), [format!("{first}.partial")]);
     let mut names = write(&primary, 5);
     host.wait_for(&names);
     running.wait("only what is being received stays", || host.received().len() == 1);
@@ -420,7 +429,7 @@ fn a_reset_leaves_a_gap_and_never_goes_back() {
     let before = host.received();
     let output = host.reset(&primary);
     assert_eq!(output.status.code(), Some(4));
-    assert!(text(&output.stderr).contains("lies behind that of the server"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("is newer than that of the server"), "{}", text(&output.stderr));
     assert_eq!(host.received(), before);
 }
 
@@ -433,9 +442,10 @@ fn a_commit_waits_for_a_synchronous_receiver_only() {
     wait_until("the setting is heeded", || primary.psql("SHOW synchronous_standby_names").contains("receive"));
     let running = host.start(&primary);
     wait_until("it is synchronous", || primary.psql("SELECT sync_state FROM pg_stat_replication") == "sync");
-    primary.psql("INSERT INTO t SELECT generate_series(1, 100)");
-    // Flushed by the receiver before the commit was answered.
-    assert_eq!(primary.psql("SELECT flush_lsn >= (SELECT max(lsn) FROM (SELECT pg_current_wal_flush_lsn() AS lsn) x) FROM pg_stat_replication"), "t");
+    // Flushed by the receiver before the commit was answered: its record ends behind what was inserted before.
+    let inserted = "INSERT INTO t SELECT generate_series(1, 100); SELECT pg_current_wal_insert_lsn(); COMMIT";
+    let inserted = primary.psql(&format!("BEGIN; {inserted}"));
+    assert_eq!(primary.psql(&format!("SELECT flush_lsn > '{inserted}' FROM pg_stat_replication")), "t");
     assert_eq!(running.stop(), 0);
     let mut waiting =
         primary.client("psql").args(["-Xqd", "postgres", "-c", "INSERT INTO t VALUES (0)"]).spawn().unwrap();
@@ -609,17 +619,10 @@ fn after_a_failover_both_timelines_and_the_history_are_in_the_archive() {
     let host = Host::new();
     let running = host.start(&old);
     running.wait_for_receivewal();
-    let standby = Cluster::from_backup(&old);
-    let conninfo = format!("host={} user=postgres", old.directory().display());
-    let standby = standby.with("primary_conninfo", &conninfo).with("restore_command", "");
-    standby.write_file(&standby.data().join("standby.signal"), b"");
-    let standby = standby.started();
+    let standby = standby_of(&old);
     let mut names = write(&old, 3);
     host.wait_for(&names);
-    let position = old.psql("SELECT pg_current_wal_lsn()");
-    wait_until("the standby has it all", || {
-        standby.psql(&format!("SELECT pg_last_wal_replay_lsn() >= '{position}'")) == "t"
-    });
+    wait_until_it_has_all(&standby, &old);
     old.stop(Stop::Fast);
     standby.promote();
     running.wait_to_hear("WAL is not being received");
@@ -636,6 +639,88 @@ fn after_a_failover_both_timelines_and_the_history_are_in_the_archive() {
     let timelines: BTreeSet<String> =
         host.archived().iter().filter(|name| name.len() == 24).map(|name| name[..8].to_string()).collect();
     assert_eq!(timelines, ["00000001", "00000002"].map(String::from).into());
+}
+
+/// A standby of that server, which streams.
+fn standby_of(primary: &Cluster) -> Cluster {
+    let standby = Cluster::from_backup(primary);
+    let conninfo = format!("host={} user=postgres", primary.directory().display());
+    let standby = standby.with("primary_conninfo", &conninfo).with("restore_command", "");
+    standby.write_file(&standby.data().join("standby.signal"), b"");
+    standby.started()
+}
+
+#[track_caller]
+fn wait_until_it_has_all(standby: &Cluster, primary: &Cluster) {
+    let position = primary.psql("SELECT pg_current_wal_lsn()");
+    wait_until("the standby has it all", || {
+        standby.psql(&format!("SELECT pg_last_wal_replay_lsn() >= '{position}'")) == "t"
+    });
+}
+
+#[test]
+fn a_reset_after_a_failover_begins_on_the_timeline_that_the_slot_keeps() {
+    let (old, host) = (primary(), Host::with_slot());
+    let running = host.start(&old);
+    running.wait_for_receivewal();
+    host.wait_for(&write(&old, 2));
+    assert_eq!(running.stop(), 0);
+    let standby = standby_of(&old);
+    write(&old, 3);
+    old.psql("CHECKPOINT");
+    wait_until_it_has_all(&standby, &old);
+    standby.psql("CHECKPOINT");
+    let kept = standby.psql("SELECT lsn FROM pg_create_physical_replication_slot('archiver', true)");
+    let kept = old.psql(&format!("SELECT pg_walfile_name('{kept}')"));
+    old.stop(Stop::Fast);
+    standby.promote();
+    let output = host.reset(&standby);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains(&format!("receiving begins with {kept}")), "{}", text(&output.stdout));
+    let running = host.start(&standby);
+    running.wait_for_receivewal();
+    let names = write(&standby, 2);
+    assert!(kept.starts_with("00000001") && names[0].starts_with("00000002"));
+    host.wait_for(&names);
+    assert_eq!(running.stop(), 0);
+}
+
+#[test]
+fn where_more_was_received_than_a_promoted_server_has_receiving_goes_on_as_the_documentation_tells() {
+    let (old, host) = (primary(), Host::new());
+    let standby = standby_of(&old);
+    let running = host.start(&old);
+    running.wait_for_receivewal();
+    write(&old, 2);
+    wait_until_it_has_all(&standby, &old);
+    standby.set("primary_conninfo", "");
+    standby.reload();
+    wait_until("it receives no more", || standby.psql("SELECT count(*) FROM pg_stat_wal_receiver") == "0");
+    host.wait_for(&write(&old, 3));
+    assert_eq!(running.stop(), 0);
+    old.stop(Stop::Immediate);
+    standby.promote();
+    let running = host.start(&standby);
+    running.wait_to_hear("is not in this server's history");
+    running.wait_to_hear("docs/streaming.md");
+    assert_eq!(running.stop(), 0);
+    for name in host.received() {
+        fs::rename(host.streaming().join(&name), host.path(&name)).unwrap();
+    }
+    // Where the timelines part.
+    let history = fs::read_to_string(standby.pg_wal("00000002.history")).unwrap();
+    let switch = history.lines().last().unwrap().split_whitespace().nth(1).unwrap().to_string();
+    let first = standby.psql(&format!("SELECT pg_walfile_name('{switch}')"));
+    assert!(first.starts_with("00000002"));
+    fs::write(host.streaming().join(format!("{first}.partial")), "").unwrap();
+    let running = host.start(&standby);
+    running.wait_for_receivewal();
+    let mut names = write(&standby, 2);
+    names.extend([first, "00000002.history".to_string()]);
+    host.wait_for(&names);
+    assert_eq!(running.stop(), 0);
+    let gaps = host.program(&standby).arg("gaps").output().unwrap();
+    assert_eq!(gaps.status.code(), Some(0), "{}{}", text(&gaps.stdout), text(&gaps.stderr));
 }
 
 /// A server under load of which WAL is received, and a base backup of it.
@@ -655,6 +740,11 @@ pub struct Lost {
     acknowledged: u64,
     /// When the server died, in seconds since the Unix epoch.
     at_s: f64,
+}
+
+/// Seconds since the Unix epoch.
+fn now_s() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
 impl Loaded {
@@ -688,8 +778,12 @@ impl Loaded {
     }
 
     /// As when the machine is gone.
-    pub fn lose_the_machine(mut self) -> Lost {
-        let at_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    pub fn lose_the_machine(self) -> Lost {
+        let at_s = now_s();
+        self.lose_the_machine_at(at_s)
+    }
+
+    fn lose_the_machine_at(mut self, at_s: f64) -> Lost {
         wait_until("all of it is dead", || {
             for (pid, _) in self.primary.processes() {
                 let _ = kill(pid, Signal::SIGKILL);
@@ -712,8 +806,9 @@ impl Loaded {
 
     /// As when the machine that receives is gone at the same time: what it has received, too.
     pub fn lose_both_machines(mut self, host: &Host) -> Lost {
+        let at_s = now_s();
         self.running.end_all(Signal::SIGKILL);
-        let lost = self.lose_the_machine();
+        let lost = self.lose_the_machine_at(at_s);
         fs::remove_dir_all(host.path("received")).unwrap();
         lost
     }
@@ -790,11 +885,19 @@ fn the_part_that_was_received_is_kept_in_the_storage_until_there_is_better() {
     write(&primary, 2);
     host.wait_for(std::slice::from_ref(&segment));
     running.wait("that of the next segment is there alone", || is_of(&kept(), &current()));
-    // Behind the last byte nothing is lost: a switch leaves a whole segment, which is kept back in the streaming directory.
+    // Behind the last byte nothing is lost: a switch leaves a whole segment, which is kept back in the streaming directory,
+    // until the server writes again, as it does by itself now and then.
+    let (mut whole, mut tried) = (None, Instant::now());
     primary.psql("SELECT pg_switch_wal()");
-    running.wait("it is whole", || host.received().iter().all(|name| !name.ends_with(".partial")));
-    let whole = host.received().pop().unwrap();
-    running.wait("its part is there", || is_of(&kept(), &whole));
+    running.wait("its part is there", || {
+        if tried.elapsed() > Duration::from_secs(5) {
+            primary.psql("SELECT pg_switch_wal()");
+            tried = Instant::now();
+        }
+        whole = host.received().pop().filter(|name| is_of(&kept(), name));
+        whole.is_some()
+    });
+    let whole = whole.unwrap();
     let copy = host.path("copy");
     let restore = |streaming: &str| {
         let mut command = host.program(&primary);

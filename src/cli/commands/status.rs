@@ -16,8 +16,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The cluster that lives in the data directory, if one does, and what its archiver process tells.
 pub fn look_at(arguments: &Arguments, data_directory: &Path) -> archiver_core::Result<(Option<Home>, Option<State>)> {
-    let home = settings::system_identifier(arguments, data_directory)?
-        .map(|system_identifier| Home { system_identifier, data_directory: data_directory.to_path_buf() });
+    let home = settings::system_identifier(arguments, data_directory)?.map(|system_identifier| Home {
+        system_identifier,
+        data_directory: data_directory.to_path_buf(),
+        is_elsewhere: false,
+    });
     let state = home.as_ref().and_then(|home| State::of_running_server(data_directory, home.system_identifier));
     Ok((home, state))
 }
@@ -76,7 +79,7 @@ impl Shown {
             ("create_only", json!(state.and_then(|state| state.create_only.as_ref()))),
             ("credential_source", json!(state.and_then(|state| state.credential_source.as_ref()))),
             ("stats_since", json!(state.and_then(|state| time(state.stats_since_us)))),
-            ("receive_wal_running", json!(receiver.map(|receiver| receiver.running))),
+            ("receive_wal_running", json!(receiver.and_then(|receiver| receiver.running))),
             ("receive_wal_file", json!(receiver.and_then(|receiver| receiver.current_file.as_ref()))),
             ("receive_wal_lsn", json!(receiver.and_then(|receiver| receiver.received_lsn.as_ref()))),
             ("receive_wal_lag_bytes", json!(receiver.and_then(|receiver| receiver.lag_bytes))),

@@ -169,6 +169,15 @@ impl Archive {
         self.place()?.confirm_archive(Some(self.cluster.system_identifier))
     }
 
+    /// Begins the archive where it is new, and fails where it is another cluster's or has vanished, as the first file does. What
+    /// nothing remembers is not begun.
+    pub fn confirm_or_begin(&self) -> Result<()> {
+        match self.has_marker() {
+            true => self.confirm_identity(self.place()?),
+            false => self.confirm_begun(),
+        }
+    }
+
     /// Whether a file of that name is stored.
     pub fn holds(&self, name: &WalName) -> Result<bool> {
         Ok(self.place()?.find(name)?.is_some())

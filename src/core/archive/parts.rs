@@ -51,12 +51,14 @@ impl Archive {
         Ok(())
     }
 
-    /// How much of that segment is archived: all of it, or what a timeline ended with; nothing where neither is.
-    pub fn archived_bytes(&self, segment: SegmentName) -> Result<Option<u64>> {
-        match self.holds(&WalName::Segment(segment))? {
-            true => Ok(Some(self.cluster.segment_size.bytes())),
-            false => self.place()?.received_bytes(&WalName::Partial(segment)),
+    /// Whether what is archived of the part's segment, whole or what a timeline ended with, goes as far as the part does;
+    /// nothing where neither is archived.
+    pub fn covers(&self, part: &Part) -> Result<Option<bool>> {
+        if self.holds(&WalName::Segment(part.segment))? {
+            return Ok(Some(true));
         }
+        let place = self.place()?;
+        place.partial_holds(part, || place.hash_of_part(part))
     }
 
     /// Fails where another part stands there. What is encrypted, and neither noted nor to be read here, is taken for the same.

@@ -47,16 +47,7 @@ impl Conninfo {
     /// Takes a URI, or keywords with values, or nothing.
     pub fn parse(text: &str) -> std::result::Result<Self, BadConninfo> {
         let keywords: Vec<String> = match URI_SCHEMES.iter().find_map(|scheme| text.strip_prefix(scheme)) {
-            Some(rest) => {
-                let (authority, query) = rest.split_once('?').unwrap_or((rest, ""));
-                let authority = authority.split('/').next().unwrap_or_default();
-                if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
-                    return Err(BadConninfo::HoldsSecret);
-                }
-                // libpq decodes keywords as well as values (fe-connect.c, `conninfo_uri_parse_params`).
-                let keyword = |pair: &str| percent_decoded(pair.split('=').next().unwrap_or_default());
-                query.split('&').map(keyword).collect::<Option<_>>().ok_or(BadConninfo::Malformed)?
-            }
+            Some(rest) => uri_keywords(rest)?,
             None => keywords(text).ok_or(BadConninfo::Malformed)?,
         };
         let is_secret = |keyword: &String| SECRETS.iter().any(|secret| keyword.eq_ignore_ascii_case(secret));
@@ -80,10 +71,47 @@ impl Conninfo {
         format!("{}{}{keyword}={value}", self.0, if self.0.contains('?') { '&' } else { '?' })
     }
 
+    /// The same with that keyword, unless it says something of it, or names a service that may.
+    pub fn with_default(&self, keyword: &str, value: &str) -> Self {
+        let keywords = match URI_SCHEMES.iter().find_map(|scheme| self.0.strip_prefix(scheme)) {
+            Some(rest) => uri_keywords(rest).unwrap_or_default(),
+            None => keywords(&self.0).unwrap_or_default(),
+        };
+        let says = |one: &str| keywords.iter().any(|said| said.eq_ignore_ascii_case(one));
+        if says(keyword) || says("service") || std::env::var_os("PGSERVICE").is_some() {
+            return self.clone();
+        }
+        Conninfo(self.with(keyword, value))
+    }
+
     /// As it was set.
     pub fn text(&self) -> &str {
         &self.0
     }
+}
+
+/// The keywords of a URI behind its scheme, as libpq reads it (fe-connect.c, `conninfo_uri_parse_options`).
+fn uri_keywords(text: &str) -> std::result::Result<Vec<String>, BadConninfo> {
+    // Who connects stands before the first @ that comes before any slash, whatever else it holds.
+    let credentials = text.split_once('@').filter(|(before, _)| !before.contains('/'));
+    let rest = credentials.map_or(text, |(_, rest)| rest);
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    // Another @, or a port that is none, is part of a password that should have been written otherwise: libpq would name it
+    // in its complaint.
+    let has_strange_port = |host: &str| {
+        let behind = host.rsplit_once(']').map_or(host, |(_, behind)| behind);
+        behind.rsplit_once(':').is_some_and(|(_, port)| !port.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    let hosts = place.split('/').next().unwrap_or_default();
+    if credentials.is_some_and(|(who, _)| who.contains(':'))
+        || place.contains('@')
+        || hosts.split(',').any(has_strange_port)
+    {
+        return Err(BadConninfo::HoldsSecret);
+    }
+    // libpq decodes keywords as well as values (`conninfo_uri_parse_params`).
+    let keyword = |pair: &str| percent_decoded(pair.split('=').next().unwrap_or_default());
+    query.split('&').map(keyword).collect::<Option<_>>().ok_or(BadConninfo::Malformed)
 }
 
 /// The keywords of a connection string that is no URI (libpq, fe-connect.c, `conninfo_parse`); nothing where it is none.
@@ -205,6 +233,8 @@ mod tests {
             "host=db1 user = 'a b' port=5432",
             "service=x",
             "postgresql://u@h:5432/db?sslmode=require",
+            "postgresql://u@[::1]:5432,h,i:5433/db?options=a:b@c",
+            "postgres:///db?host=/tmp",
             r"user=a\ b",
         ] {
             assert_eq!(Conninfo::parse(text).map(|it| it.0), Ok(text.to_string()));
@@ -216,6 +246,10 @@ mod tests {
             "postgres://u:x@h/db",
             "postgresql://u@h/db?sslmode=a&password=x",
             "postgresql://u@h/db?p%61ssword=x",
+            "postgresql://u:se?same@h/db",
+            "postgresql://u:sesame/@h/db",
+            "postgresql://u:123/sesame@h/db",
+            "postgresql://u@:sesame@h/db",
         ] {
             assert_eq!(Conninfo::parse(text), Err(BadConninfo::HoldsSecret), "{text}");
         }
@@ -233,6 +267,16 @@ mod tests {
         assert_eq!(with("host=h"), r"host=h application_name='it\'s \\ one'");
         assert_eq!(with("postgres://h/db"), "postgres://h/db?application_name=it%27s%20%5C%20one");
         assert_eq!(with("postgres://h/db?a=b"), "postgres://h/db?a=b&application_name=it%27s%20%5C%20one");
+    }
+
+    #[test]
+    fn a_default_is_given_where_nothing_is_said() {
+        let with = |text| Conninfo::parse(text).unwrap().with_default("tcp_user_timeout", "60000").0;
+        assert_eq!(with("host=h"), "host=h tcp_user_timeout='60000'");
+        assert_eq!(with("postgres://h/db"), "postgres://h/db?tcp_user_timeout=60000");
+        for text in ["host=h tcp_user_timeout=5", "service=x", "postgres://h?tcp%5fuser_timeout=5"] {
+            assert_eq!(with(text), text);
+        }
     }
 
     #[test]

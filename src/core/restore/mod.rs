@@ -6,7 +6,7 @@ use crate::durable::{self, StagedFile};
 use crate::error::{Error, Kind, Result};
 use crate::hash::{Content, Hash, Noted, NotedHash};
 use crate::identity::foreign_archive;
-use crate::part::{Part, received_bytes};
+use crate::part::{Part, hash_of_first, received_bytes};
 use crate::place::Place;
 use crate::pulse::Pulse;
 use crate::regular_file::{self, Links};
@@ -82,6 +82,16 @@ fn restore_once(place: &Place, request: &Request<'_>) -> Result<Restored> {
         return Ok(restored);
     }
     place.confirm_never_stored(&request.name)?;
+    if let WalName::Segment(segment) = request.name
+        && request.or_partial
+        && let Some(longest) = longest_beginning(place, request, segment)?
+    {
+        // It may have become whole meanwhile: recovery would end with what there was of it.
+        return match look(place, request)? {
+            Some(whole) => Ok(whole),
+            None => longest.put(place, request),
+        };
+    }
     Err(Error::new(
         Kind::NotFound,
         request.name.to_string(),
@@ -89,49 +99,68 @@ fn restore_once(place: &Place, request: &Request<'_>) -> Result<Restored> {
     ))
 }
 
-/// Restores the file, or what there is of it where that will do; nothing where neither is there.
+/// Restores the file; nothing where it is not there.
 fn look(place: &Place, request: &Request<'_>) -> Result<Option<Restored>> {
+    // First where WAL is received: from there a file goes into the archive, and never back. What is archived was verified,
+    // and needs no streaming directory.
+    let received = find_received(request, &request.name);
     if let Some((stored, object)) = place.open_wal(&request.name)? {
         let location = place.store.location(&stored.key);
         return from_archive(place, request, request.name, object, location).map(Some);
     }
-    if let Some(received) = find_received(request, &request.name)? {
-        return from_streaming(place, request, request.name, received).map(Some);
-    }
-    match request.name {
-        WalName::Segment(segment) if request.or_partial => look_for_parts(place, request, segment),
-        _ => Ok(None),
+    received?.map(|received| from_streaming(place, request, request.name, received)).transpose()
+}
+
+/// What there is of a segment that is whole nowhere.
+enum Beginning {
+    Received(FoundReceived),
+    Part(Part, Object, String),
+    /// What a timeline ended with.
+    Archived(Object, String),
+}
+
+impl Beginning {
+    fn put(self, place: &Place, request: &Request<'_>) -> Result<Restored> {
+        let partial = || request.name.segment().map_or(request.name, WalName::Partial);
+        match self {
+            Beginning::Received(received) => from_streaming(place, request, partial(), received),
+            Beginning::Part(part, object, location) => from_part(place, request, &part, object, location),
+            Beginning::Archived(object, location) => from_archive(place, request, partial(), object, location),
+        }
     }
 }
 
-/// Restores what there is of a segment that is whole nowhere, the longest of three: what lies where WAL is received, a part that
-/// was put into the storage meanwhile, and what a timeline ended with, which was archived when that happened.
-fn look_for_parts(place: &Place, request: &Request<'_>, segment: SegmentName) -> Result<Option<Restored>> {
+/// The longest of three: what lies where WAL is received, a part that was put into the storage meanwhile, and what a timeline
+/// ended with, which was archived when that happened.
+fn longest_beginning(place: &Place, request: &Request<'_>, segment: SegmentName) -> Result<Option<Beginning>> {
     let partial = WalName::Partial(segment);
     let received = find_received(request, &partial)?;
     let received_bytes = received.as_ref().map_or(0, |received| received.bytes);
     let part = place.parts(Some(segment))?.pop().filter(|part| part.bytes > received_bytes);
-    let longest = part.map_or(received_bytes, |part| part.bytes);
-    // Which is not read to be measured where there is nothing to compare it with.
-    let is_archiveds = match longest {
-        0 => true,
-        _ => place.received_bytes(&partial)?.is_some_and(|bytes| bytes > longest),
+    let longest = part.unwrap_or(Part { segment, bytes: received_bytes });
+    let hash_of_longest = || match part {
+        Some(part) => place.hash_of_part(&part),
+        None => hash_of_received(request, &partial, received_bytes),
     };
-    if is_archiveds {
+    // Which is not read to be measured where there is nothing to compare it with.
+    if longest.bytes == 0 || place.partial_holds(&longest, hash_of_longest)? == Some(true) {
         let Some((stored, object)) = place.open_wal(&partial)? else { return Ok(None) };
-        let location = place.store.location(&stored.key);
-        return from_archive(place, request, partial, object, location).map(Some);
+        return Ok(Some(Beginning::Archived(object, place.store.location(&stored.key))));
     }
-    if let Some(part) = part {
-        for key in place.part_keys(&part)? {
-            // It goes once there is better: then that is found in the next look.
-            let Some(object) = place.store.get(&key)? else { continue };
-            return from_part(place, request, &part, object, place.store.location(&key)).map(Some);
-        }
-        return Err(Error::new(Kind::Storage, part.to_string(), format!("the part \"{part}\" was there and is gone"))
-            .retry_if(true));
+    let Some(part) = part else { return Ok(received.map(Beginning::Received)) };
+    for key in place.part_keys(&part)? {
+        // It goes once there is better: then that is found in the next look.
+        let Some(object) = place.store.get(&key)? else { continue };
+        return Ok(Some(Beginning::Part(part, object, place.store.location(&key))));
     }
-    received.map(|received| from_streaming(place, request, partial, received)).transpose()
+    Err(Error::new(Kind::Storage, part.to_string(), format!("the part \"{part}\" was there and is gone"))
+        .retry_if(true))
+}
+
+fn hash_of_received(request: &Request<'_>, partial: &WalName, bytes: u64) -> Result<Option<Hash>> {
+    let Some(received) = find_received(request, partial)? else { return Ok(None) };
+    let failed = |error: &io::Error| Error::io("read file", Path::new(&received.location), error);
+    hash_of_first(received.object.body, bytes).map_err(|error| failed(&error))
 }
 
 fn from_archive(

@@ -4,7 +4,7 @@ use super::parts::Parts;
 use super::standing::Trouble;
 use super::{Note, Streamer};
 use crate::archive::{Archive, Episode};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::incoming::{Outcome, Queue};
 use crate::report::Report;
 use crate::state::unix_us;
@@ -39,6 +39,8 @@ impl Target {
 /// How archiving goes.
 struct Archiving<'a> {
     streamer: &'a Streamer,
+    /// The one that is known to be there, and this cluster's.
+    begun: Option<Arc<Archive>>,
     episode: Episode,
     parts: Parts,
 }
@@ -46,7 +48,7 @@ struct Archiving<'a> {
 /// Archives what is received until the pulse is told to stop. Whoever receives waits for nothing here.
 pub fn archive_what_comes(streamer: &Streamer, target: &Target) {
     let parts = Parts::new(streamer.streaming.partial_interval);
-    let mut archiving = Archiving { streamer, episode: Episode::default(), parts };
+    let mut archiving = Archiving { streamer, begun: None, episode: Episode::default(), parts };
     let mut next = Instant::now();
     while !streamer.pulse.is_stopped() {
         if let Some(archive) = target.get() {
@@ -63,7 +65,21 @@ pub fn archive_what_comes(streamer: &Streamer, target: &Target) {
 }
 
 impl Archiving<'_> {
-    fn archive(&mut self, archive: &Archive) {
+    /// Sees that the archive is there, before anything is whole: a restore takes what is being received only where the archive
+    /// says whose that is.
+    fn begin(&mut self, archive: &Arc<Archive>) -> Result<()> {
+        if !self.begun.as_ref().is_some_and(|begun| Arc::ptr_eq(begun, archive)) {
+            archive.confirm_or_begin()?;
+            self.begun = Some(Arc::clone(archive));
+        }
+        Ok(())
+    }
+
+    fn archive(&mut self, archive: &Arc<Archive>) {
+        if let Err(error) = self.begin(archive) {
+            let path = self.streamer.folder.path();
+            return self.hear(Some((path, &error)), false);
+        }
         let Streamer { folder, streaming, tell, .. } = self.streamer;
         let (mut failed, mut archived) = (None, Vec::new());
         let mut each = |path: &Path, outcome: Outcome| match outcome {
@@ -79,13 +95,14 @@ impl Archiving<'_> {
                 failed = failed.take().or(Some((path.to_path_buf(), error)))
             }
         };
-        let run = Queue::of_streaming_directory(folder.path()).and_then(|queue| {
-            let queue =
-                queue.in_batches_of(Some(streaming.batch_size.map_or(MOST_AT_ONCE, |files| files.min(MOST_AT_ONCE))));
-            let archived = queue.archive(archive, &mut each);
-            let put = |path: &Path, reason| archive.set_aside(path, reason);
-            archived.and(queue.set_refused_aside(Some(&put), &mut each))
-        });
+        let run =
+            Queue::of_streaming_directory(folder.path(), Some(archive.cluster().segment_size)).and_then(|queue| {
+                let queue = queue
+                    .in_batches_of(Some(streaming.batch_size.map_or(MOST_AT_ONCE, |files| files.min(MOST_AT_ONCE))));
+                let archived = queue.archive(archive, &mut each);
+                let put = |path: &Path, reason| archive.set_aside(path, reason);
+                archived.and(queue.set_refused_aside(Some(&put), &mut each))
+            });
         let failed = failed.or_else(|| run.err().map(|error| (folder.path().to_path_buf(), error)));
         if let Some(last) = archived.last() {
             self.streamer.teller.note(|standing| {
@@ -96,12 +113,13 @@ impl Archiving<'_> {
             let segments: Vec<_> = whole.filter_map(WalName::segment).collect();
             self.parts.let_go(self.streamer, archive, &segments);
         }
-        if !self.streamer.pulse.is_stopped() {
-            self.hear(failed.as_ref().map(|(path, error)| (path.as_path(), error)), !archived.is_empty());
-        }
+        self.hear(failed.as_ref().map(|(path, error)| (path.as_path(), error)), !archived.is_empty());
     }
 
     fn hear(&mut self, failed: Option<(&Path, &Error)>, has_archived: bool) {
+        if self.streamer.pulse.is_stopped() {
+            return;
+        }
         let (now, tell) = (Instant::now(), &self.streamer.tell);
         self.streamer.teller.note(|standing| {
             standing.archiving = match failed {

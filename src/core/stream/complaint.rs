@@ -10,7 +10,7 @@ pub struct Complaint {
 }
 
 /// Parts of messages of libpq, of the server and of the client programs (PostgreSQL 15 to 18), with what mends them.
-const KNOWN: [(&str, &str); 19] = [
+const KNOWN: [(&str, &str); 20] = [
     ("no password supplied", PASSWORD),
     ("password authentication failed", PASSWORD),
     (
@@ -30,9 +30,13 @@ const KNOWN: [(&str, &str); 19] = [
     ("has been invalidated", GONE),
     (
         "is not in this server's history",
-        "More was received than this server has: it was promoted without the last of it. Move the newest file out of the streaming directory, keep it, and start again.",
+        "More was received than this server has: it was promoted without the last of it. How receiving goes on with the new timeline is told in docs/streaming.md, After a failover.",
     ),
     ("is active for PID", "Another receiver or standby uses the slot: end it, or set another archiver.slot_name."),
+    (
+        "root certificate file",
+        "Put the certificate of who signed the server's into ~/.postgresql/root.crt of the user that runs this, or name it by sslrootcert.",
+    ),
     (
         "does not exist",
         "Is it the right server, role and slot? A slot is made by archiver.create_slot = auto, or by SELECT pg_create_physical_replication_slot(name, true).",
@@ -48,7 +52,7 @@ const KNOWN: [(&str, &str); 19] = [
 ];
 const PASSWORD: &str = "Put the password into a password file (PGPASSFILE, ~/.pgpass) of the user that runs this.";
 const PRIVILEGE: &str = "On the server: ALTER ROLE … REPLICATION.";
-pub const GONE: &str = "The server has removed WAL that was not received: there is a gap. Take a new base backup, then go on with \"archiver receive-wal --reset\".";
+pub const GONE: &str = "The server has removed WAL that was not received: there is a gap. Go on with \"archiver receive-wal --reset\", see that WAL is received, and then take a new base backup.";
 
 impl Complaint {
     /// What the last lines of its output say. (What comes before them it did before.)

@@ -3,10 +3,11 @@
 use crate::durable;
 use crate::error::{Error, Kind, Result};
 use crate::file_lock;
-use crate::incoming::RECEIVER_LOCK;
+use crate::incoming::{RECEIVER_LOCK, confirm_may_be_emptied, is_heeded_by_receiver};
 use crate::mode::Mode;
 use crate::part::received_bytes;
 use crate::wal::{LongPageHeader, Lsn, SegmentName, SegmentSize, WalName};
+use std::cmp::Reverse;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -47,6 +48,8 @@ impl Right {
 const ARCHIVING_LOCK: &str = ".archiver-receive-wal.archiving.lock";
 /// Who only looks whether somebody has it holds the lock for a moment.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+/// For an attempt to receive that is about to fail again.
+const ATTEMPT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The newest segment that lies there, whole or in part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,8 +75,9 @@ impl Folder {
         Folder { path: path.to_path_buf() }
     }
 
-    /// The same, which is made where it is missing.
+    /// The same, which is made where it is missing. Fails where it is a server's own, or part of an archive.
     pub fn make(path: &Path, mode: Mode) -> Result<Self> {
+        confirm_may_be_emptied(path).map_err(|error| error.of_kind(Kind::Configuration))?;
         // One above it, too: beside an archive that is still to begin. Never what storage is mounted on.
         durable::create_directory(durable::directory_of(path), mode)?;
         durable::create_directory(path, mode)?;
@@ -82,6 +86,25 @@ impl Folder {
 
     /// Takes that right. Fails where another receiver has it.
     pub fn take(&self, right: Right) -> Result<Held> {
+        self.take_within(LOCK_PATIENCE, right)?.ok_or_else(|| {
+            self.is_in_use("One receiver serves one directory: set another archiver.streaming_wals_directory.")
+        })
+    }
+
+    /// Takes the right to receive from a receiver that waits to try again, or is about to. Fails where it goes on.
+    pub fn take_over(&self, is_receiving: bool) -> Result<Held> {
+        let patience = if is_receiving { LOCK_PATIENCE } else { ATTEMPT_PATIENCE };
+        self.take_within(patience, Right::Receive)?.ok_or_else(|| {
+            self.is_in_use("End it first: switch archiver.streaming_archiver off, or stop \"archiver receive-wal\".")
+        })
+    }
+
+    fn is_in_use(&self, hint: &str) -> Error {
+        let shown = self.path.display().to_string();
+        Error::new(Kind::Configuration, shown.clone(), format!("another receiver works in \"{shown}\"")).hint(hint)
+    }
+
+    fn take_within(&self, patience: Duration, right: Right) -> Result<Option<Held>> {
         let lock_path = self.path.join(right.lock());
         let open = || {
             OpenOptions::new()
@@ -93,17 +116,9 @@ impl Folder {
                 .open(&lock_path)
         };
         let lock = open().map_err(|error| Error::io("open lock file", &lock_path, &error))?;
-        let taken = file_lock::acquire(&lock, LOCK_PATIENCE, || false);
-        if !taken.map_err(|error| Error::io("lock file", &lock_path, &error))? {
-            let shown = self.path.display().to_string();
-            return Err(Error::new(
-                Kind::Configuration,
-                shown.clone(),
-                format!("another receiver works in \"{shown}\""),
-            )
-            .hint("One receiver serves one directory: set another archiver.streaming_wals_directory."));
-        }
-        Ok(Held(lock))
+        let taken = file_lock::acquire(&lock, patience, || false);
+        let is_taken = taken.map_err(|error| Error::io("lock file", &lock_path, &error))?;
+        Ok(is_taken.then_some(Held(lock)))
     }
 
     /// Whether somebody receives into the directory at `path`.
@@ -145,16 +160,26 @@ impl Folder {
         Ok(names)
     }
 
-    /// The newest segment, whole or in part: where pg_receivewal goes on.
-    pub fn newest(&self) -> Result<Option<Newest>> {
-        let newest = self.names()?.into_iter().filter_map(|name| match name {
-            WalName::Segment(segment) => Some((segment, false)),
-            WalName::Partial(segment) => Some((segment, true)),
-            _ => None,
-        });
+    /// The segments that pg_receivewal goes by, whole or in part, the newest first. Where the size of whole ones is known,
+    /// others are none.
+    fn segments(&self, segment_size: Option<SegmentSize>) -> Result<Vec<Newest>> {
+        let names = self.names()?.into_iter();
+        let is_heeded = |name: &WalName| is_heeded_by_receiver(name, &self.path.join(name.to_string()), segment_size);
+        let mut segments: Vec<Newest> = names
+            .filter_map(|name| match name {
+                WalName::Segment(segment) if is_heeded(&name) => Some(Newest { segment, is_partial: false }),
+                WalName::Partial(segment) => Some(Newest { segment, is_partial: true }),
+                _ => None,
+            })
+            .collect();
         // Of both the whole one: pg_receivewal takes it for the last.
-        let newest = newest.max_by_key(|(segment, is_partial)| (segment.streaming_order(), !is_partial));
-        Ok(newest.map(|(segment, is_partial)| Newest { segment, is_partial }))
+        segments.sort_unstable_by_key(|one| Reverse((one.segment.streaming_order(), !one.is_partial)));
+        Ok(segments)
+    }
+
+    /// The newest segment, whole or in part: where pg_receivewal goes on.
+    pub fn newest(&self, segment_size: Option<SegmentSize>) -> Result<Option<Newest>> {
+        Ok(self.segments(segment_size)?.first().copied())
     }
 
     /// How far WAL was received; nothing where not even the beginning of that segment was.
@@ -191,45 +216,66 @@ impl Folder {
         Ok(Some(partial))
     }
 
-    /// Fails where the newest segment there is another cluster's: what that server sends would be written over it.
+    /// Fails where the newest segment there that says so is another cluster's: what that server sends would be written over
+    /// it, or behind it.
     pub fn confirm_owner(&self, system_identifier: u64, segment_size: SegmentSize) -> Result<()> {
-        let Some(newest) = self.newest()? else { return Ok(()) };
-        let path = self.path.join(newest.name().to_string());
-        let mut head = Vec::with_capacity(LongPageHeader::LENGTH);
-        let file = File::open(&path).map_err(|error| Error::io("open file", &path, &error))?;
-        let read = file.take(LongPageHeader::LENGTH as u64).read_to_end(&mut head);
-        read.map_err(|error| Error::io("read file", &path, &error))?;
-        // Of one that was just begun nothing is there yet.
-        let Ok(header) = LongPageHeader::parse(&head) else { return Ok(()) };
-        if header.system_identifier == system_identifier && header.segment_size == segment_size {
-            return Ok(());
+        let header_at = |path: &Path| {
+            let mut head = Vec::with_capacity(LongPageHeader::LENGTH);
+            let file = File::open(path).map_err(|error| Error::io("open file", path, &error))?;
+            let read = file.take(LongPageHeader::LENGTH as u64).read_to_end(&mut head);
+            read.map_err(|error| Error::io("read file", path, &error))?;
+            Ok::<_, Error>(LongPageHeader::parse(&head).ok())
+        };
+        for segment in self.segments(None)? {
+            let path = self.path.join(segment.name().to_string());
+            let header = match header_at(&path) {
+                // Of one that was just begun nothing is there yet.
+                Ok(None) => continue,
+                // Whoever archives has removed it.
+                Err(error) if error.is_missing_file() => continue,
+                Ok(Some(header)) => header,
+                Err(error) => return Err(error),
+            };
+            if header.system_identifier == system_identifier && header.segment_size == segment_size {
+                return Ok(());
+            }
+            let shown = path.display().to_string();
+            let message = format!("the WAL in \"{}\" is another cluster's", self.path.display());
+            return Err(Error::new(Kind::Identity, shown.clone(), message)
+                .detail(format!(
+                    "\"{shown}\" was written by the cluster with system identifier {}; the server is {system_identifier}. Nothing was changed.",
+                    header.system_identifier
+                ))
+                .hint("Does archiver.streaming_conninfo lead to the right server? Another one gets a directory of its own."));
         }
-        let shown = path.display().to_string();
-        let message = format!("the WAL in \"{}\" is another cluster's", self.path.display());
-        Err(Error::new(Kind::Identity, shown.clone(), message)
-            .detail(format!(
-                "\"{shown}\" was written by the cluster with system identifier {}; the server is {system_identifier}. Nothing was changed.",
-                header.system_identifier
-            ))
-            .hint("Does archiver.streaming_conninfo lead to the right server? Another one gets a directory of its own."))
+        Ok(())
     }
 
     /// Lets receiving begin with `restart`, though the WAL before it was never received: `current` is where the server writes.
     /// Barman's rules: nothing is done where nothing lies there yet, or `restart` or newer does; refused where newer WAL than the
     /// server's does. Other than there the part that was received last stays: it is archived as what it is.
-    pub fn reset(&self, restart: SegmentName, current: SegmentName) -> Result<Reset> {
-        let Some(newest) = self.newest()? else { return Ok(Reset::NothingToDo) };
+    pub fn reset(&self, restart: SegmentName, current: SegmentName, segment_size: SegmentSize) -> Result<Reset> {
+        let Some(newest) = self.newest(Some(segment_size))? else { return Ok(Reset::NothingToDo) };
         let (there, is_same_timeline) = (newest.segment.streaming_order(), newest.segment.timeline == restart.timeline);
-        let is_ahead = there > current.streaming_order();
-        if !is_ahead && is_same_timeline && there >= restart.streaming_order() {
-            return Ok(Reset::NothingToDo);
-        }
-        if is_ahead || there >= restart.streaming_order() {
-            let (path, newest) = (self.path.display(), newest.segment);
-            let message = format!("the newest WAL in \"{path}\", {newest}, lies behind that of the server, {current}");
-            return Err(Error::new(Kind::Conflict, path.to_string(), message).detail("Nothing was changed.").hint(
+        let refused = |what: String, hint: &str| {
+            let path = self.path.display();
+            let message = format!("the newest WAL in \"{path}\", {}, {what}", newest.segment);
+            Err(Error::new(Kind::Conflict, path.to_string(), message).detail("Nothing was changed.").hint(hint))
+        };
+        if there > current.streaming_order() {
+            return refused(
+                format!("is newer than that of the server, {current}"),
                 "Is it the right server? One that was restored to an earlier time gets a directory of its own.",
-            ));
+            );
+        }
+        if there >= restart.streaming_order() {
+            return match is_same_timeline {
+                true => Ok(Reset::NothingToDo),
+                false => refused(
+                    format!("is of another timeline than what the server keeps, from {restart} on"),
+                    "Without a reset receiving goes on there, where the server's history has it; else keep that file elsewhere.",
+                ),
+            };
         }
         let empty = self.path.join(WalName::Partial(restart).to_string());
         let made =
@@ -256,6 +302,7 @@ impl Newest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::incoming::Queue;
     use crate::wal::Timeline;
 
     fn folder_with(files: &[(&str, u64)]) -> (tempfile::TempDir, Folder) {
@@ -291,6 +338,7 @@ mod tests {
 
     const FIFTH: &str = "000000010000000000000005";
     const SIXTH_PARTIAL: &str = "000000010000000000000006.partial";
+    const WHOLE: u64 = 16 << 20;
 
     #[test]
     fn a_directory_has_one_receiver() {
@@ -325,28 +373,66 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_of_a_server_or_of_an_archive_is_none_to_receive_into() {
+        let directory = tempfile::tempdir().unwrap();
+        for below in ["pg_wal/archive_status", "archive/main/wals/0000000100000000", "archive/main/partial"] {
+            fs::create_dir_all(directory.path().join(below)).unwrap();
+        }
+        fs::write(directory.path().join("archive/main/identity.json"), "{}").unwrap();
+        let made = |path: &str| Folder::make(&directory.path().join(path), Mode::PRIVATE);
+        let refused = ["pg_wal", "archive/main/wals", "archive/main/wals/0000000100000000", "archive/main/partial"];
+        for path in refused {
+            assert_eq!(made(path).unwrap_err().kind(), Kind::Configuration, "{path}");
+        }
+        made("archive/main/streaming").unwrap().take(Right::Receive).unwrap();
+        made("archive/main/streaming").unwrap();
+    }
+
+    #[test]
+    fn what_pg_receivewal_does_not_go_by_is_not_the_newest() {
+        let (seventh, size) = ("000000010000000000000007", Some(SegmentSize::DEFAULT));
+        let (_directory, folder) = folder_with(&[(FIFTH, WHOLE), (SIXTH_PARTIAL, WHOLE), (seventh, 9)]);
+        let newest = |size| folder.newest(size).unwrap().unwrap().name().to_string();
+        assert_eq!((newest(size), newest(None)), (SIXTH_PARTIAL.to_string(), seventh.to_string()));
+        // So nobody archives, and removes, what is being received.
+        let queue = Queue::of_streaming_directory(folder.path(), size).unwrap();
+        let items: Vec<_> = queue.items.iter().map(|file| file.name.to_string()).collect();
+        assert_eq!(items, [FIFTH, seventh]);
+    }
+
+    #[test]
+    fn whose_wal_lies_there_the_newest_tells_that_can() {
+        let (_directory, folder) = folder_with(&[(SIXTH_PARTIAL, WHOLE)]);
+        folder.confirm_owner(8, SegmentSize::DEFAULT).unwrap();
+        fs::write(folder.path().join(FIFTH), header_of(segment(5))).unwrap();
+        folder.confirm_owner(7, SegmentSize::DEFAULT).unwrap();
+        let error = folder.confirm_owner(8, SegmentSize::DEFAULT).unwrap_err();
+        assert_eq!(error.kind(), Kind::Identity, "{error}");
+    }
+
+    #[test]
     fn a_reset_follows_barmans_rules() {
         let reset = |files: &[(&str, u64)], restart, current| {
             let (_directory, folder) = folder_with(files);
-            let done = folder.reset(segment(restart), segment(current));
+            let done = folder.reset(segment(restart), segment(current), SegmentSize::DEFAULT);
             (done, names(&folder))
         };
         assert_eq!(reset(&[], 9, 9).0.unwrap(), Reset::NothingToDo);
-        assert_eq!(reset(&[(FIFTH, 1)], 5, 9).0.unwrap(), Reset::NothingToDo);
-        assert_eq!(reset(&[(FIFTH, 1), (SIXTH_PARTIAL, 1)], 6, 9).0.unwrap(), Reset::NothingToDo);
-        let (refused, left) = reset(&[(FIFTH, 1), (SIXTH_PARTIAL, 1)], 4, 4);
-        assert!(refused.unwrap_err().message().contains("lies behind that of the server"));
+        assert_eq!(reset(&[(FIFTH, WHOLE)], 5, 9).0.unwrap(), Reset::NothingToDo);
+        assert_eq!(reset(&[(FIFTH, WHOLE), (SIXTH_PARTIAL, 1)], 6, 9).0.unwrap(), Reset::NothingToDo);
+        let (refused, left) = reset(&[(FIFTH, WHOLE), (SIXTH_PARTIAL, 1)], 4, 4);
+        assert!(refused.unwrap_err().message().contains("is newer than that of the server"));
         assert_eq!(left, [FIFTH, SIXTH_PARTIAL]);
-        assert_eq!(reset(&[(FIFTH, 1), (SIXTH_PARTIAL, 1)], 5, 9).0.unwrap(), Reset::NothingToDo, "a slot lags");
+        assert_eq!(reset(&[(FIFTH, WHOLE), (SIXTH_PARTIAL, 1)], 5, 9).0.unwrap(), Reset::NothingToDo, "a slot lags");
         let ninth = format!("{}.partial", segment(9));
-        let (done, left) = reset(&[(FIFTH, 1), (SIXTH_PARTIAL, 1)], 9, 10);
+        let (done, left) = reset(&[(FIFTH, WHOLE), (SIXTH_PARTIAL, 1)], 9, 10);
         // Nothing but zeros, of whatever length, is nothing received.
         assert_eq!((done.unwrap(), left), (Reset::To(segment(9)), vec![FIFTH.into(), ninth.clone()]));
-        let (_directory, folder) = folder_with(&[(FIFTH, 1), (SIXTH_PARTIAL, 0)]);
+        let (_directory, folder) = folder_with(&[(FIFTH, WHOLE), (SIXTH_PARTIAL, 0)]);
         fs::write(folder.path().join(SIXTH_PARTIAL), header_of(segment(6))).unwrap();
-        assert_eq!(folder.reset(segment(9), segment(10)).unwrap(), Reset::To(segment(9)));
+        assert_eq!(folder.reset(segment(9), segment(10), SegmentSize::DEFAULT).unwrap(), Reset::To(segment(9)));
         assert_eq!(names(&folder), [FIFTH.into(), SIXTH_PARTIAL.into(), ninth]);
-        let (done, left) = reset(&[(FIFTH, 1)], 9, 10);
+        let (done, left) = reset(&[(FIFTH, WHOLE)], 9, 10);
         assert_eq!((done.unwrap(), left.len()), (Reset::To(segment(9)), 2));
     }
 }

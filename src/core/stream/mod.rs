@@ -176,14 +176,27 @@ impl Streamer {
     /// Lets receiving begin where the server is, or its slot, as [`Folder::reset`] does. While another process receives, that
     /// is refused.
     pub fn reset(&self) -> Result<Reset> {
-        let _turn = self.folder.take(Right::Receive)?;
-        let (primary, server) = (self.primary(), self.primary().identify()?);
+        let is_receiving = look(self.folder.path()).is_ok_and(|seen| seen.is_running);
+        let _turn = self.folder.take_over(is_receiving)?;
+        let primary = self.primary();
+        let server = primary.identify()?;
+        self.folder.confirm_owner(server.system_identifier, server.segment_size)?;
         let current = SegmentName::containing(server.timeline, server.position, server.segment_size);
-        let slot =
-            self.streaming.slot_name.as_deref().map(|name| self.confirm_slot(&primary, name, false)).transpose()?;
-        let restart = slot.flatten().and_then(|slot| slot.restart);
-        let restart = restart.map_or(current, |lsn| SegmentName::containing(server.timeline, lsn, server.segment_size));
-        self.folder.reset(restart, current)
+        let slot = match self.streaming.slot_name.as_deref() {
+            Some(name) => {
+                self.confirm_slot(&primary, name, false)?.and_then(|slot| slot.restart.map(|lsn| (name, lsn)))
+            }
+            None => None,
+        };
+        let restart = match slot {
+            // After a promotion it may keep WAL of an older timeline than the server is on now.
+            Some((name, lsn)) => {
+                let timeline = primary.slot_timeline(name)?.unwrap_or(server.timeline);
+                SegmentName::containing(timeline, lsn, server.segment_size)
+            }
+            None => current,
+        };
+        self.folder.reset(restart, current, server.segment_size)
     }
 
     /// Receives, and archives what was received, until the pulse is told to stop. What goes wrong is told, and tried again;
@@ -282,7 +295,7 @@ impl Streamer {
             standing.receiving_since_us = Some(unix_us(SystemTime::now()));
         });
         self.teller.tell(true);
-        let (began, mut asked) = (Instant::now(), None::<Instant>);
+        let (began, mut asked, mut unanswered) = (Instant::now(), None::<Instant>, Episode::default());
         while !self.pulse.is_stopped() && !archiving.is_finished() {
             if let Some(error) = receiver.ended() {
                 return Err(error);
@@ -292,8 +305,15 @@ impl Streamer {
             if is_due {
                 // It is connected, or would have ended.
                 self.teller.note(|standing| standing.receiving = None);
+                let answered = self.ask(&primary);
+                if let Err(error) = &answered
+                    && !self.pulse.is_stopped()
+                    && unanswered.fail(error, Instant::now()).is_some()
+                {
+                    (self.tell)(Note::Warning(Report::new("it is not known how far receiving lags", error)));
+                }
                 // Where it cannot be known nothing changes.
-                let now = self.ask(&primary).unwrap_or(is_synchronous);
+                let now = answered.ok().flatten().unwrap_or(is_synchronous);
                 if now != is_synchronous {
                     let what = if now { "wait" } else { "no longer wait" };
                     (self.tell)(Note::Log(format!("commits {what} for this receiver: it is started again")));
@@ -309,9 +329,9 @@ impl Streamer {
     }
 
     /// Asks the server where it stands, takes note of that, and answers whether commits wait for the receiver.
-    fn ask(&self, primary: &Primary<'_>) -> Option<bool> {
+    fn ask(&self, primary: &Primary<'_>) -> Result<Option<bool>> {
         let streaming = &self.streaming;
-        let answer = primary.answer(&streaming.archiver_name, streaming.slot_name.as_deref()).ok()?;
+        let answer = primary.answer(&streaming.archiver_name, streaming.slot_name.as_deref())?;
         let at_us = unix_us(SystemTime::now());
         let seen = look(self.folder.path()).ok().and_then(|seen| seen.received);
         self.teller.note(|standing| {
@@ -322,7 +342,7 @@ impl Streamer {
             standing.slot_wal_status = answer.slot_wal_status;
             standing.hear(Heard { at_us, position: answer.position.0 }, seen.max(answer.told));
         });
-        answer.is_synchronous
+        Ok(answer.is_synchronous)
     }
 
     /// An older one does not know this server's protocol, a newer one knows older servers' (PostgreSQL, receivelog.c,
@@ -421,7 +441,7 @@ impl Streamer {
             return refused(
                 format!("the replication slot \"{name}\" has lost WAL that was not received"),
                 format!(
-                    "Take a new base backup; then SELECT pg_drop_replication_slot('{name}'), make it anew, and go on with \"archiver receive-wal --reset\"."
+                    "SELECT pg_drop_replication_slot('{name}'), make it anew, go on with \"archiver receive-wal --reset\", see that WAL is received, and then take a new base backup."
                 ),
             );
         }

@@ -30,8 +30,8 @@ pub struct Parts {
     /// What is there; not known before it was looked at.
     kept: Option<BTreeSet<Part>>,
     looked_at: Instant,
-    /// What is archived of segments before the current one, where that is settled: all of it, or so many bytes.
-    archived: BTreeMap<SegmentName, u64>,
+    /// Of segments before the current one: whether what is archived goes as far, where anything is.
+    covered: BTreeMap<Part, bool>,
     /// What lay there when this run began. A crash of the machine may have left holes in it, and what is received is written
     /// from the beginning of the segment again: only what goes beyond was.
     found: Option<Option<Part>>,
@@ -47,7 +47,7 @@ impl Parts {
             next: Instant::now(),
             kept: None,
             looked_at: Instant::now(),
-            archived: BTreeMap::new(),
+            covered: BTreeMap::new(),
             found: None,
             removes_again_at: None,
             episode: Episode::default(),
@@ -96,7 +96,7 @@ impl Parts {
     }
 
     fn keep(&mut self, streamer: &Streamer, archive: &Archive) -> Result<()> {
-        let newest = streamer.folder.newest()?;
+        let newest = streamer.folder.newest(Some(archive.cluster().segment_size))?;
         self.look(archive, newest)?;
         if self.interval.is_some()
             && let Some(newest) = newest
@@ -109,10 +109,9 @@ impl Parts {
             let above = Part { segment: part.segment, bytes: u64::MAX };
             kept.range(..=above).next_back() == Some(part)
         };
-        let archived = std::mem::take(&mut self.archived);
-        let is_archived = |part: &Part| archived.get(&part.segment).is_some_and(|bytes| *bytes >= part.bytes);
-        let removed = self.remove(archive, |part| is_archived(part) || !is_longest(part));
-        self.archived = archived;
+        let covered = std::mem::take(&mut self.covered);
+        let removed = self.remove(archive, |part| covered.get(part) == Some(&true) || !is_longest(part));
+        self.covered = covered;
         removed
     }
 
@@ -135,18 +134,19 @@ impl Parts {
     /// Finds out what is archived of the segments before the current one: those of an earlier run, whose end nobody has seen,
     /// and those that a timeline ended in.
     fn settle_earlier(&mut self, archive: &Archive, newest: Option<Newest>) -> Result<()> {
-        let earlier: BTreeSet<SegmentName> = self.kept.iter().flatten().map(|part| part.segment).collect();
-        self.archived.retain(|segment, _| earlier.contains(segment));
-        for segment in earlier {
-            if newest.is_some_and(|newest| newest.segment == segment) || self.archived.contains_key(&segment) {
+        let is_earlier = |part: &&Part| newest.is_none_or(|newest| newest.segment != part.segment);
+        let earlier: BTreeSet<Part> = self.kept.iter().flatten().filter(is_earlier).copied().collect();
+        self.covered.retain(|part, _| earlier.contains(part));
+        for part in earlier {
+            if self.covered.contains_key(&part) {
                 continue;
             }
-            let bytes = match archive.archived_bytes(segment) {
+            let is_covered = match archive.covers(&part) {
                 // Damaged, or encrypted to keys that are not here: then it is not for us to say that the part is no longer.
-                Err(error) if !error.is_worth_retrying() => Some(0),
-                bytes => bytes?,
+                Err(error) if !error.is_worth_retrying() => Some(false),
+                is_covered => is_covered?,
             };
-            self.archived.extend(bytes.map(|bytes| (segment, bytes)));
+            self.covered.extend(is_covered.map(|is_covered| (part, is_covered)));
         }
         Ok(())
     }
@@ -156,7 +156,7 @@ impl Parts {
         let found = *self.found.get_or_insert(part);
         let Some(part) = part else { return Ok(()) };
         let kept = self.kept.get_or_insert_default();
-        if kept.contains(&part) || !newest.is_partial && archive.archived_bytes(part.segment)?.is_some() {
+        if kept.contains(&part) || !newest.is_partial && archive.covers(&part)? == Some(true) {
             return Ok(());
         }
         if found == Some(part) && !streamer.has_told_of(&part) {

@@ -118,7 +118,7 @@ impl<'a> Primary<'a> {
         let (rows, is_whole) = match self.rows(false, &query, 3) {
             Ok(rows) => (rows, true),
             // A row of NULLs stands for no slot here.
-            Err(_) => (self.rows(true, &format!("READ_REPLICATION_SLOT {name}"), 3)?, false),
+            Err(_) => (self.rows(true, &read_slot(name), 3)?, false),
         };
         let Some(row) = rows.last().filter(|row| is_whole || text(row, 0).is_some()) else { return Ok(None) };
         let restart = text(row, if is_whole { 0 } else { 1 }).and_then(Lsn::parse);
@@ -130,9 +130,15 @@ impl<'a> Primary<'a> {
         }))
     }
 
+    /// The timeline of the WAL that the slot keeps from its restart point on; nothing where there is none.
+    pub fn slot_timeline(&self, name: &str) -> Result<Option<Timeline>> {
+        let rows = self.rows(true, &read_slot(name), 3)?;
+        Ok(rows.last().and_then(|row| text(row, 2)?.parse().ok()).map(Timeline))
+    }
+
     /// Makes that slot; WAL is kept for it from now on.
     pub fn create_slot(&self, name: &str) -> Result<()> {
-        self.ask(true, &[&format!("CREATE_REPLICATION_SLOT {name} PHYSICAL RESERVE_WAL")]).map(drop)
+        self.ask(true, &[&format!("CREATE_REPLICATION_SLOT \"{name}\" PHYSICAL RESERVE_WAL")]).map(drop)
     }
 
     /// Whether a commit waits for a receiver of that name: `synchronous_standby_names` holds the name, or a star (PostgreSQL
@@ -145,16 +151,18 @@ impl<'a> Primary<'a> {
     /// How it stands with the receiver of that name and its slot. Where the server lets the role connect for replication
     /// only, less is known.
     pub fn answer(&self, archiver_name: &str, slot: Option<&str>) -> Result<Answer> {
-        // Every role sees its own receiver, and all slots.
+        // Every role sees its own receivers, and all slots. Another receiver may bear the same name: the slot tells which is
+        // meant, and where there is none, and several, nobody does.
         let query = format!(
             "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN \
              greatest(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()) ELSE pg_catalog.pg_current_wal_flush_lsn() END, r.sync_state, r.write_lsn, s.active, s.wal_status, \
              pg_catalog.current_setting('synchronous_standby_names') FROM (SELECT) AS one \
-             LEFT JOIN (SELECT sync_state, write_lsn FROM pg_catalog.pg_stat_replication \
-             WHERE application_name = {} AND state = 'streaming' LIMIT 1) AS r ON true \
-             LEFT JOIN pg_catalog.pg_replication_slots AS s ON s.slot_name = {} AND s.slot_type = 'physical'",
-            literal(archiver_name),
+             LEFT JOIN pg_catalog.pg_replication_slots AS s ON s.slot_name = {} AND s.slot_type = 'physical' \
+             LEFT JOIN (SELECT pid, sync_state, write_lsn, pg_catalog.count(*) OVER () AS receivers FROM \
+             pg_catalog.pg_stat_replication WHERE application_name = {} AND state = 'streaming') AS r \
+             ON CASE WHEN s.slot_name IS NULL THEN r.receivers = 1 ELSE r.pid = s.active_pid END",
             literal(slot.unwrap_or_default()),
+            literal(archiver_name),
         );
         if let Ok(rows) = self.rows(false, &query, 6)
             && let Some(row) = rows.last()
@@ -231,6 +239,11 @@ impl<'a> Primary<'a> {
             Outcome::Cut(_) => Err(Error::new(Kind::Interrupted, "psql", "stopped before the server answered")),
         }
     }
+}
+
+/// Quoted: a name may begin with a digit.
+fn read_slot(name: &str) -> String {
+    format!("READ_REPLICATION_SLOT \"{name}\"")
 }
 
 /// A text in SQL, whatever `standard_conforming_strings` says.

@@ -25,6 +25,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 const KEPT_LINES: usize = 20;
 const MOST_LINE_BYTES: u64 = 2000;
 
+/// It tells the server every 10 s how far it is: a network that answers that with nothing for so long is gone. The kernel alone
+/// would try for a quarter of an hour.
+const UNANSWERED_MS: &str = "60000";
+
 /// Hears what it says, line by line.
 pub type Hear = Arc<dyn Fn(&str) + Send + Sync>;
 
@@ -41,8 +45,9 @@ impl Receiver {
     pub fn start(tool: &Tool, streaming: &Streaming, is_synchronous: bool, hear: Hear) -> io::Result<Self> {
         let (output, theirs) = io::pipe()?;
         let mut command = Command::new(&tool.path);
+        let conninfo = streaming.conninfo.with_default("tcp_user_timeout", UNANSWERED_MS);
         command
-            .arg(format!("--dbname={}", streaming.conninfo.with("application_name", &streaming.archiver_name)))
+            .arg(format!("--dbname={}", conninfo.with("application_name", &streaming.archiver_name)))
             .arg(format!("--directory={}", streaming.directory.display()))
             .args(["--verbose", "--no-loop", "--no-password"])
             .args(streaming.slot_name.iter().map(|slot| format!("--slot={slot}")))

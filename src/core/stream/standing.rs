@@ -228,14 +228,14 @@ pub fn look(directory: &Path) -> Result<Seen> {
     let is_running = Folder::is_taken(directory)?
         && standing.as_ref().and_then(|standing| standing.receivewal_pid).is_some_and(is_alive);
     let folder = Folder::at(directory);
-    let newest = folder.newest()?;
     let size = standing.as_ref().and_then(|standing| SegmentSize::new(standing.segment_bytes?));
+    let newest = folder.newest(size)?;
     let received = match (&newest, size) {
         (Some(newest), Some(size)) => folder.received(newest, size)?,
         _ => None,
     };
     let told = standing.as_ref().and_then(|standing| standing.told).map(Lsn);
-    let waiting_files = Queue::of_streaming_directory(directory)?.items.len() as u64;
+    let waiting_files = Queue::of_streaming_directory(directory, size)?.items.len() as u64;
     Ok(Seen { standing, is_running, newest, received: received.max(told), waiting_files })
 }
 
@@ -243,7 +243,7 @@ pub fn look(directory: &Path) -> Result<Seen> {
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Facts {
     /// Whether WAL is being received.
-    pub running: bool,
+    pub running: Option<bool>,
     /// The process that sees to that.
     pub pid: Option<i32>,
     /// Since when pg_receivewal runs.
@@ -307,7 +307,7 @@ impl Seen {
         let lsn = |position: u64| Lsn(position).to_string();
         let trouble = self.trouble();
         Facts {
-            running: self.is_running,
+            running: Some(self.is_running),
             pid: standing.map(|standing| standing.pid),
             receiving_since_us: standing.and_then(|standing| standing.receiving_since_us).filter(|_| self.is_running),
             current_file: self.newest.map(|newest| newest.name().to_string()),

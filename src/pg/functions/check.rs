@@ -1,6 +1,6 @@
 //! Whether archiving works: what the server says of itself, and what the storage looks like.
 
-use super::{STORAGE_PATIENCE, pg_wal, state};
+use super::{STORAGE_PATIENCE, pg_wal, state, subject};
 use crate::pg::{ffi, guc, off_thread};
 use archiver_core::check::{self as core_check, Home, Row};
 use archiver_core::config::{Config, Limits, Streaming};
@@ -28,6 +28,11 @@ impl ServerFacts {
     /// Whether this is a standby that archives nothing before it is promoted.
     fn waits_for_promotion(&self) -> bool {
         self.archive_mode == "on" && ffi::is_in_recovery()
+    }
+
+    /// Whether nothing is archived by file, and that is as it should be.
+    fn only_receives(&self) -> bool {
+        self.archive_mode == "off" && guc::receives_wal()
     }
 
     fn read() -> Result<Self, pgrx::spi::Error> {
@@ -67,6 +72,7 @@ fn archive_mode(facts: &ServerFacts) -> Row {
     match facts.archive_mode.as_str() {
         "on" if facts.waits_for_promotion() => Row::ok(name, format!("on; this is a standby: {AT_PROMOTION}")),
         mode @ ("on" | "always") => Row::ok(name, mode),
+        mode if facts.only_receives() => Row::ok(name, format!("{mode}: WAL is archived as it is received")),
         mode => Row::failed(name, mode, "Set archive_mode = on in postgresql.conf and restart the server."),
     }
 }
@@ -158,15 +164,23 @@ fn encryption(config: &Config) -> Row {
 }
 
 fn storage_rows(config: &Config, is_probe: bool) -> Vec<Row> {
-    let off_thread = |name, work: fn(&Config, &Home, &Arc<Pulse>) -> Vec<Row>| {
-        let home = Home { system_identifier: ffi::cluster().system_identifier, data_directory: ffi::data_directory() };
-        let config = config.clone();
-        off_thread::run(STORAGE_PATIENCE, move |pulse| work(&config, &home, pulse))
+    let subject = subject();
+    let home = subject.system_identifier.map(|system_identifier| Home {
+        system_identifier,
+        data_directory: ffi::data_directory(),
+        is_elsewhere: subject.is_elsewhere,
+    });
+    let off_thread = |name, work: fn(&Config, Option<&Home>, &Arc<Pulse>) -> Vec<Row>| {
+        let (config, home) = (config.clone(), home.clone());
+        off_thread::run(STORAGE_PATIENCE, move |pulse| work(&config, home.as_ref(), pulse))
             .unwrap_or_else(|error| vec![Row::of_error(name, &error)])
     };
-    let mut rows = off_thread("storage", |config, home, pulse| core_check::check_storage(config, Some(home), pulse));
+    let mut rows = off_thread("storage", core_check::check_storage);
     if is_probe {
-        rows.extend(off_thread("probe", |config, home, pulse| vec![core_check::probe_storage(config, home, pulse)]));
+        rows.extend(off_thread("probe", |config, home, pulse| {
+            let unknown = || Row::failed("probe", "it is not known whose WAL is received", "See that some is, first.");
+            vec![home.map_or_else(unknown, |home| core_check::probe_storage(config, home, pulse))]
+        }));
     }
     rows
 }
@@ -229,8 +243,12 @@ pub(super) fn check(
     let limits = guc::limits().unwrap_or_default();
     match ServerFacts::read() {
         Ok(facts) => {
-            rows.extend([archive_mode, archive_library, archive_command, continuous_archiving].map(|row| row(&facts)));
-            rows.extend([last_archived(&facts, &limits), core_check::refused(state().as_ref())]);
+            rows.push(archive_mode(&facts));
+            if !facts.only_receives() {
+                rows.extend([archive_library, archive_command, continuous_archiving].map(|row| row(&facts)));
+                rows.push(last_archived(&facts, &limits));
+            }
+            rows.push(core_check::refused(state().as_ref()));
         }
         Err(error) => {
             let error =

@@ -1,6 +1,6 @@
 //! Deletes archived WAL that nobody needs any more.
 
-use super::change_storage;
+use super::{change_storage, subject};
 use crate::pg::{ffi, guc, report};
 use archiver_core::config::{Destination, HookScripts};
 use archiver_core::deletion::{Attendant, Attended, Bound, Deletion, Departing, Request};
@@ -24,7 +24,7 @@ struct Deleted {
 }
 
 fn delete(before: Bound, dry_run: bool, notes: &Arc<Notes>) -> Result<Deleted> {
-    let cluster = ffi::cluster();
+    let cluster = subject();
     let settings = guc::settings();
     let (scripts, destination) = (HookScripts::parse(&settings)?, Destination::parse(&settings)?);
     let (configuration_file, notes) = (ffi::config_file(), Arc::clone(notes));
@@ -34,8 +34,8 @@ fn delete(before: Bound, dry_run: bool, notes: &Arc<Notes>) -> Result<Deleted> {
         let request = Request {
             before,
             keeps: Vec::new(),
-            system_identifier: Some(cluster.system_identifier),
-            segment_size: Some(cluster.segment_size),
+            system_identifier: cluster.system_identifier,
+            segment_size: cluster.segment_size,
         };
         let deletion = Deletion::plan(place, &request)?;
         let notices = deletion.notices().to_vec();

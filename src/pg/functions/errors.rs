@@ -1,7 +1,7 @@
 //! Files that were refused or set aside.
 
-use super::{change_storage, in_storage, pg_wal, state};
-use crate::pg::{ffi, report};
+use super::{change_storage, in_storage, pg_wal, state, subject};
+use crate::pg::report;
 use archiver_core::report::Report;
 use archiver_core::set_aside;
 use pgrx::PgLogLevel;
@@ -51,9 +51,9 @@ pub(super) fn error_rows() -> TableIterator<
 #[pg_extern]
 #[search_path(pg_catalog, pg_temp)]
 pub(super) fn clear_error(name: String) -> String {
-    let system_identifier = ffi::cluster().system_identifier;
+    let system_identifier = subject().system_identifier;
     let cleared = change_storage(move |place, _| {
-        place.confirm_archive(Some(system_identifier))?;
+        place.confirm_archive(system_identifier)?;
         set_aside::clear(place, &name)
     });
     cleared.unwrap_or_else(|error| report::raise(Report::of(&error)))

@@ -1,7 +1,7 @@
 //! What the archive lacks.
 
-use super::stream_from_storage;
-use crate::pg::{ffi, report};
+use super::{stream_from_storage, subject};
+use crate::pg::report;
 use archiver_core::gaps::{Findings, find};
 use archiver_core::report::Report;
 use archiver_core::{Error, Kind, Result};
@@ -9,9 +9,9 @@ use pgrx::PgLogLevel;
 use pgrx::prelude::*;
 
 fn findings() -> Result<Findings> {
-    let cluster = ffi::cluster();
+    let cluster = subject();
     let mut stream = stream_from_storage(move |place, pulse, hand_over| {
-        let findings = find(place, Some(cluster.system_identifier), Some(cluster.segment_size), pulse)?;
+        let findings = find(place, cluster.system_identifier, cluster.segment_size, pulse)?;
         let _ = hand_over(findings);
         Ok(())
     })?;

@@ -1,8 +1,8 @@
 //! What lies in the archive.
 
 use super::queue::timestamp;
-use super::{in_storage, range};
-use crate::pg::{ffi, report};
+use super::{in_storage, range, subject};
+use crate::pg::report;
 use archiver_core::Result;
 use archiver_core::listing::{self, Archived, Range};
 use archiver_core::report::Report;
@@ -27,10 +27,10 @@ impl Listing {
         while self.page.is_empty() && !self.is_over {
             let (range, after) = (self.range, self.after.clone());
             let is_first = after.is_none();
-            let system_identifier = ffi::cluster().system_identifier;
+            let system_identifier = subject().system_identifier;
             let (page, after) = in_storage(move |place| {
                 if is_first {
-                    place.confirm_archive(Some(system_identifier))?;
+                    place.confirm_archive(system_identifier)?;
                 }
                 let most = if place.is_remote() { LISTED_FILES } else { OPENED_FILES };
                 listing::list_page(place, after.as_deref(), &range, most)

@@ -17,11 +17,12 @@ mod verify;
 use super::off_thread::{self, Stream};
 use super::{ffi, guc};
 use archiver_core::config::Config;
+use archiver_core::hash::HashKey;
 use archiver_core::listing::Range;
 use archiver_core::place::Place;
 use archiver_core::pulse::Pulse;
 use archiver_core::state::State;
-use archiver_core::wal::WalName;
+use archiver_core::wal::{SegmentSize, WalName};
 use archiver_core::{Error, Kind, Result};
 use pgrx::extension_sql_file;
 use std::ops::ControlFlow;
@@ -31,6 +32,28 @@ use std::time::Duration;
 
 /// How long one look at the storage may take.
 const STORAGE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The cluster whose archive is asked about: this server's, unless that archives nothing of its own and receives another
+/// one's WAL. Of that, what is not known is nothing.
+#[derive(Clone, Copy)]
+struct Subject {
+    system_identifier: Option<u64>,
+    segment_size: Option<SegmentSize>,
+    hash_key: Option<HashKey>,
+    /// Whether it is another one's.
+    is_elsewhere: bool,
+}
+
+fn subject() -> Subject {
+    let own = ffi::cluster();
+    let only_receives = !ffi::archives_by_file() && guc::receives_wal() && !guc::receives_own_wal();
+    let received = if only_receives { receive_wal::received_cluster() } else { Some(own.system_identifier) };
+    if received == Some(own.system_identifier) {
+        let (system_identifier, segment_size) = (Some(own.system_identifier), Some(own.segment_size));
+        return Subject { system_identifier, segment_size, hash_key: own.hash_key, is_elsewhere: false };
+    }
+    Subject { system_identifier: received, segment_size: None, hash_key: None, is_elsewhere: true }
+}
 
 /// Does `work` in the storage that is configured now, on a thread of its own.
 fn in_storage<T: Send + 'static>(work: impl FnOnce(&Place) -> Result<T> + Send + 'static) -> Result<T> {
@@ -46,7 +69,7 @@ fn stream_from_storage<T: Send + 'static>(
     let destination = guc::config(&ffi::data_directory())?.destination;
     // A file that cannot be fetched is tried for so long, and then told of.
     let silence = destination.retry_timeout + STORAGE_PATIENCE;
-    let hash_key = ffi::cluster().hash_key;
+    let hash_key = subject().hash_key;
     off_thread::stream(silence, move |pulse, hand_over| {
         work(&Place::open(&destination, pulse)?.known_to(hash_key), pulse, hand_over)
     })

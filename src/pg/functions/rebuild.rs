@@ -1,7 +1,7 @@
 //! The archive's records made anew.
 
-use super::stream_from_storage;
-use crate::pg::{ffi, report};
+use super::{stream_from_storage, subject};
+use crate::pg::report;
 use archiver_core::rebuild::{Rebuilt, rebuild};
 use archiver_core::report::Report;
 use archiver_core::{Error, Kind, Result};
@@ -9,7 +9,7 @@ use pgrx::PgLogLevel;
 use pgrx::prelude::*;
 
 fn rebuilt() -> Result<Rebuilt> {
-    let system_identifier = Some(ffi::cluster().system_identifier);
+    let system_identifier = subject().system_identifier;
     let mut stream = stream_from_storage(move |place, pulse, hand_over| {
         let _ = hand_over(rebuild(place, system_identifier, pulse)?);
         Ok(())

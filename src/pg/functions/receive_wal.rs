@@ -38,6 +38,14 @@ fn this_server(seen: &Seen, now_us: i64) -> Option<Heard> {
     is_this_one.then(|| Heard { at_us: now_us, position: ffi::flushed_lsn() })
 }
 
+/// The cluster that WAL is received from, where that is known.
+pub(super) fn received_cluster() -> Option<u64> {
+    let directory = directory().ok()??;
+    // It may lie on a dead mount.
+    let seen = off_thread::run(STORAGE_PATIENCE, move |_| look(&directory)).ok()?.ok()?;
+    seen.standing?.system_identifier
+}
+
 /// How streaming stands, for `archiver.receive_wal_status()`. What cannot be known is not there.
 #[pg_extern]
 pub(super) fn receive_wal_facts() -> pgrx::JsonB {

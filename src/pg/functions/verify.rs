@@ -1,7 +1,7 @@
 //! Whether what the archive holds is what was archived.
 
-use super::{range, stream_from_storage};
-use crate::pg::{ffi, report};
+use super::{range, stream_from_storage, subject};
+use crate::pg::report;
 use archiver_core::Result;
 use archiver_core::report::Report;
 use archiver_core::verify::{self as core_verify, Request, Verified};
@@ -9,7 +9,7 @@ use pgrx::prelude::*;
 
 /// A verdict on each file, as the files come: memory stays small, however many there are.
 fn verdicts(from_name: Option<&str>, to_name: Option<&str>) -> Result<impl Iterator<Item = Result<Verified>> + use<>> {
-    let system_identifier = Some(ffi::cluster().system_identifier);
+    let system_identifier = subject().system_identifier;
     let request = Request { range: range(from_name, to_name)?, system_identifier };
     let mut stream =
         stream_from_storage(move |place, pulse, hand_over| core_verify::verify(place, &request, pulse, hand_over))?;

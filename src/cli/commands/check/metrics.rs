@@ -59,8 +59,10 @@ pub fn write(out: &mut impl Write, findings: &Findings) -> io::Result<()> {
         )?;
     }
     if let Some(receiver) = &findings.receiver {
-        let running = if receiver.running { 1.0 } else { 0.0 };
-        page.gauge("archiver_receive_wal_running", "Whether WAL is being received", running)?;
+        if let Some(is_running) = receiver.running {
+            let running = if is_running { 1.0 } else { 0.0 };
+            page.gauge("archiver_receive_wal_running", "Whether WAL is being received", running)?;
+        }
         let known = |figure: Option<f64>| figure.map(|value| (String::new(), value));
         let lag_bytes = known(receiver.lag_bytes.map(|bytes| bytes as f64));
         page.family("archiver_receive_wal_lag_bytes", "gauge", "Bytes of WAL that were not received yet", lag_bytes)?;
@@ -130,7 +132,7 @@ mod tests {
             server_name: "main".into(),
             queue: Some(Summary { files: 3, bytes: 48, oldest: None }),
             state: Some(state),
-            receiver: Some(Facts { running: true, lag_bytes: Some(7), ..Facts::default() }),
+            receiver: Some(Facts { running: Some(true), lag_bytes: Some(7), ..Facts::default() }),
         };
         let page = page(&findings);
         for line in [
