@@ -444,6 +444,14 @@ pub fn confirm_may_be_emptied(directory: &Path) -> Result<()> {
             .detail("Its newest segments are still being written, and the server removes the others by itself.")
             .hint("Let that server archive them, or name a directory of its own for what is brought or received."));
     }
+    if directory.join("PG_VERSION").exists() || directory.join("global/pg_control").exists() {
+        let path = directory.display().to_string();
+        return Err(Error::new(Kind::Source, path.clone(), format!("\"{path}\" is the data directory of a server"))
+            .hint("Name a directory of its own for what is brought or received."));
+    }
+    if directory.join("identity.json").exists() || directory.join("wals").is_dir() {
+        return Err(is_part_of_an_archive(directory));
+    }
     let Ok(real) = directory.canonicalize() else { return Ok(()) };
     let is_catalogue = |name: &str| name.ends_with("-xlog.db") || name == "xlog.db";
     let holds_catalogue = |wals: &Path| {

@@ -1,6 +1,6 @@
 //! Parts of a segment that is being received: put beside the archived files, once each, and restored where nothing better is.
 
-use archiver_core::archive::Archive;
+use archiver_core::archive::{Archive, WalFile};
 use archiver_core::codec::Compression;
 use archiver_core::config::Setting;
 use archiver_core::deletion::{self, Attendant, Bound, Deletion, Facts, Keep};
@@ -8,11 +8,13 @@ use archiver_core::error::{Error, Kind};
 use archiver_core::part::Part;
 use archiver_core::pulse::Pulse;
 use archiver_core::restore::{Request, Restored, restore};
+use archiver_core::store::{Attributes, Body, Listed, Meta, Object, Put, Store};
 use archiver_core::wal::WalName;
 use archiver_tests::gpg::Gpg;
 use archiver_tests::{Site, archive_file, wal_name};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const PARTIAL: &str = "000000010000000000000003.partial";
@@ -223,6 +225,83 @@ fn parts_are_no_wal_to_whoever_looks_through_the_archive() {
     let listed = site.place().list_wal(None, 10).unwrap();
     assert_eq!(listed.len(), 2);
     assert_eq!(site.place().list_wal(None, 1).unwrap().len(), 1);
+}
+
+/// Lets something happen when parts are looked for.
+struct Meanwhile {
+    inner: Box<dyn Store>,
+    happens: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Store for Meanwhile {
+    fn put_new(&self, key: &str, body: Body<'_>, attributes: &Attributes) -> Result<Put, Error> {
+        self.inner.put_new(key, body, attributes)
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Object>, Error> {
+        self.inner.get(key)
+    }
+
+    fn head(&self, key: &str) -> Result<Option<Meta>, Error> {
+        self.inner.head(key)
+    }
+
+    fn list(&self, folder: &str, after: Option<&str>, most: usize) -> Result<Vec<Listed>, Error> {
+        if let Some(happens) = self.happens.lock().unwrap().take_if(|_| folder.ends_with("/partial")) {
+            happens();
+        }
+        self.inner.list(folder, after, most)
+    }
+
+    fn delete(&self, key: &str) -> Result<bool, Error> {
+        self.inner.delete(key)
+    }
+
+    fn location(&self, key: &str) -> String {
+        self.inner.location(key)
+    }
+}
+
+#[test]
+fn a_segment_that_becomes_whole_while_its_parts_are_looked_for_is_restored_whole() {
+    type Happens = fn(&Site, &Archive, &WalFile);
+    let cases: [(&str, Happens); 3] = [
+        ("archived, its part still there", |_, archive, whole| drop(archive_file(archive, whole).unwrap())),
+        ("archived, its part gone", |_, archive, whole| {
+            archive_file(archive, whole).unwrap();
+            archive.remove_part(&part(300_000)).unwrap();
+        }),
+        ("received, not archived yet", |site, _, whole| {
+            fs::remove_file(site.path("streaming").join(PARTIAL)).unwrap();
+            fs::copy(&whole.path, site.path("streaming").join(whole.name.to_string())).unwrap();
+        }),
+    ];
+    for (what, happens) in cases {
+        let site = Arc::new(Site::new());
+        let archive = site.archive();
+        archive_file(&archive, &site.offer_segment(1)).unwrap();
+        put(&site, &archive, 300_000);
+        let whole = site.offer_segment(3);
+        let (destination, streaming) = (site.path("restored"), site.path("streaming"));
+        let (theirs, offered) = (Arc::clone(&site), whole.clone());
+        let happens = Mutex::new(Some(move || happens(&theirs, &archive, &offered)));
+        let open = || {
+            let mut place = site.place();
+            let happens = happens.lock().unwrap().take().map(|happens| Box::new(happens) as Box<dyn FnOnce() + Send>);
+            place.store = Box::new(Meanwhile { inner: site.place().store, happens: Mutex::new(happens) });
+            Ok(place)
+        };
+        let request = Request {
+            name: whole.name,
+            destination: &destination,
+            or_partial: true,
+            streaming_directory: what.starts_with("received").then_some((&streaming, true)),
+            system_identifier: Some(site.cluster.system_identifier),
+            retry_timeout: Duration::from_millis(100),
+        };
+        assert_eq!(restore(open, &request).unwrap().name, whole.name, "{what}");
+        assert!(fs::read(&destination).unwrap() == fs::read(&whole.path).unwrap(), "{what}");
+    }
 }
 
 /// Notes for which files it is called.

@@ -710,7 +710,7 @@ fn where_more_was_received_than_a_promoted_server_has_receiving_goes_on_as_the_d
     // Where the timelines part.
     let history = fs::read_to_string(standby.pg_wal("00000002.history")).unwrap();
     let switch = history.lines().last().unwrap().split_whitespace().nth(1).unwrap().to_string();
-    let first = standby.psql(&format!("SELECT pg_walfile_name('{switch}')"));
+    let first = standby.psql(&format!("SELECT pg_walfile_name('{switch}'::pg_lsn + 1)"));
     assert!(first.starts_with("00000002"));
     fs::write(host.streaming().join(format!("{first}.partial")), "").unwrap();
     let running = host.start(&standby);

@@ -81,16 +81,25 @@ fn restore_once(place: &Place, request: &Request<'_>) -> Result<Restored> {
     if let Some(restored) = look(place, request)? {
         return Ok(restored);
     }
-    place.confirm_never_stored(&request.name)?;
-    if let WalName::Segment(segment) = request.name
-        && request.or_partial
-        && let Some(longest) = longest_beginning(place, request, segment)?
-    {
-        // It may have become whole meanwhile: recovery would end with what there was of it.
-        return match look(place, request)? {
-            Some(whole) => Ok(whole),
-            None => longest.put(place, request),
-        };
+    let longest = match request.name {
+        WalName::Segment(segment) if request.or_partial => longest_beginning(place, request, segment),
+        _ => Ok(None),
+    };
+    let never_stored = place.confirm_never_stored(&request.name);
+    if request.or_partial || never_stored.is_err() {
+        // It may have come meanwhile: recovery would end with what there was of it. From where WAL is received a file goes into
+        // the archive, and never back: looked for there first, it is missed in neither.
+        let received = find_received(request, &request.name)?;
+        if let Some(restored) = look(place, request)? {
+            return Ok(restored);
+        }
+        if let Some(received) = received {
+            return from_streaming(place, request, request.name, received);
+        }
+    }
+    never_stored?;
+    if let Some(longest) = longest? {
+        return longest.put(place, request);
     }
     Err(Error::new(
         Kind::NotFound,
@@ -101,14 +110,13 @@ fn restore_once(place: &Place, request: &Request<'_>) -> Result<Restored> {
 
 /// Restores the file; nothing where it is not there.
 fn look(place: &Place, request: &Request<'_>) -> Result<Option<Restored>> {
-    // First where WAL is received: from there a file goes into the archive, and never back. What is archived was verified,
-    // and needs no streaming directory.
-    let received = find_received(request, &request.name);
+    // What is archived was verified, and needs no streaming directory.
     if let Some((stored, object)) = place.open_wal(&request.name)? {
         let location = place.store.location(&stored.key);
         return from_archive(place, request, request.name, object, location).map(Some);
     }
-    received?.map(|received| from_streaming(place, request, request.name, received)).transpose()
+    let received = find_received(request, &request.name)?;
+    received.map(|received| from_streaming(place, request, request.name, received)).transpose()
 }
 
 /// What there is of a segment that is whole nowhere.

@@ -380,7 +380,16 @@ mod tests {
         }
         fs::write(directory.path().join("archive/main/identity.json"), "{}").unwrap();
         let made = |path: &str| Folder::make(&directory.path().join(path), Mode::PRIVATE);
-        let refused = ["pg_wal", "archive/main/wals", "archive/main/wals/0000000100000000", "archive/main/partial"];
+        fs::create_dir_all(directory.path().join("data/global")).unwrap();
+        fs::write(directory.path().join("data/PG_VERSION"), "18").unwrap();
+        let refused = [
+            "pg_wal",
+            "data",
+            "archive/main",
+            "archive/main/wals",
+            "archive/main/wals/0000000100000000",
+            "archive/main/partial",
+        ];
         for path in refused {
             assert_eq!(made(path).unwrap_err().kind(), Kind::Configuration, "{path}");
         }

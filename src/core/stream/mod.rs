@@ -17,7 +17,7 @@ mod tools;
 pub use folder::{Folder, Newest, Reset, Right};
 pub use primary::{Answer, Identified, Primary, Slot};
 pub use receiver::Hear;
-pub use standing::{Facts, Heard, Seen, Standing, Trouble, is_used, look};
+pub use standing::{Facts, Heard, Seen, Standing, Trouble, is_used, look, told};
 pub use tools::Tool;
 
 use crate::archive::{Archive, Episode};

@@ -151,7 +151,7 @@ impl<'a> Primary<'a> {
     /// How it stands with the receiver of that name and its slot. Where the server lets the role connect for replication
     /// only, less is known.
     pub fn answer(&self, archiver_name: &str, slot: Option<&str>) -> Result<Answer> {
-        // Every role sees its own receivers, and all slots. Another receiver may bear the same name: the slot tells which is
+        // Of receivers only a role with pg_read_all_stats sees more than that they are there; of slots every role sees all. Another receiver may bear the same name: the slot tells which is
         // meant, and where there is none, and several, nobody does.
         let query = format!(
             "SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN \

@@ -203,6 +203,15 @@ pub fn is_used(directory: &Path) -> bool {
     directory.join(STATE_FILE).exists()
 }
 
+fn is_alive(pid: i32) -> bool {
+    kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
+}
+
+/// What the process says that works in that directory; nothing where none does.
+pub fn told(directory: &Path) -> Result<Option<Standing>> {
+    Ok(read(&directory.join(STATE_FILE))?.filter(|standing| is_alive(standing.pid)))
+}
+
 /// How streaming stands in a directory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Seen {
@@ -223,8 +232,7 @@ pub fn look(directory: &Path) -> Result<Seen> {
     if !directory.is_dir() {
         return Ok(Seen::default());
     }
-    let is_alive = |pid: i32| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH);
-    let standing = read(&directory.join(STATE_FILE))?.filter(|standing| is_alive(standing.pid));
+    let standing = told(directory)?;
     let is_running = Folder::is_taken(directory)?
         && standing.as_ref().and_then(|standing| standing.receivewal_pid).is_some_and(is_alive);
     let folder = Folder::at(directory);

@@ -25,18 +25,14 @@ struct Deleted {
 
 fn delete(before: Bound, dry_run: bool, notes: &Arc<Notes>) -> Result<Deleted> {
     let cluster = subject();
+    let system_identifier = Some(cluster.known()?);
     let settings = guc::settings();
     let (scripts, destination) = (HookScripts::parse(&settings)?, Destination::parse(&settings)?);
     let (configuration_file, notes) = (ffi::config_file(), Arc::clone(notes));
     change_storage(move |place, pulse| {
         let hooks = Hooks::new(&scripts, &destination, Arc::clone(pulse));
         let hooks = hooks.of_configuration_file(configuration_file.as_deref(), Arc::new(move |note| notes.push(note)));
-        let request = Request {
-            before,
-            keeps: Vec::new(),
-            system_identifier: cluster.system_identifier,
-            segment_size: cluster.segment_size,
-        };
+        let request = Request { before, keeps: Vec::new(), system_identifier, segment_size: cluster.segment_size };
         let deletion = Deletion::plan(place, &request)?;
         let notices = deletion.notices().to_vec();
         let mut done = Deleted { files: Vec::new(), failures: Vec::new(), failed: 0, notices, ended: Ok(()) };
@@ -63,8 +59,8 @@ fn delete(before: Bound, dry_run: bool, notes: &Arc<Notes>) -> Result<Deleted> {
     })
 }
 
-/// Deletes the archived segments, partial ones and backup labels before that one, along its own history, and answers with
-/// them; by default it only shows what would go. History files stay, and so does every other timeline.
+/// Deletes the archived segments, partial ones, backup labels and parts before that one, along its own history, and answers
+/// with them; by default it only shows what would go. History files stay, and so does every other timeline.
 #[pg_extern]
 #[search_path(pg_catalog, pg_temp)]
 pub(super) fn delete_wal(

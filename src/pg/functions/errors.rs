@@ -51,10 +51,11 @@ pub(super) fn error_rows() -> TableIterator<
 #[pg_extern]
 #[search_path(pg_catalog, pg_temp)]
 pub(super) fn clear_error(name: String) -> String {
-    let system_identifier = subject().system_identifier;
-    let cleared = change_storage(move |place, _| {
-        place.confirm_archive(system_identifier)?;
-        set_aside::clear(place, &name)
+    let cleared = subject().known().and_then(|system_identifier| {
+        change_storage(move |place, _| {
+            place.confirm_archive(Some(system_identifier))?;
+            set_aside::clear(place, &name)
+        })
     });
     cleared.unwrap_or_else(|error| report::raise(Report::of(&error)))
 }

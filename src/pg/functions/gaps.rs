@@ -10,7 +10,7 @@ use pgrx::prelude::*;
 
 fn findings() -> Result<Findings> {
     let cluster = subject();
-    let mut stream = stream_from_storage(move |place, pulse, hand_over| {
+    let mut stream = stream_from_storage(&cluster, move |place, pulse, hand_over| {
         let findings = find(place, cluster.system_identifier, cluster.segment_size, pulse)?;
         let _ = hand_over(findings);
         Ok(())

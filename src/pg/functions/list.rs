@@ -26,11 +26,11 @@ impl Listing {
     fn next_file(&mut self) -> Result<Option<Archived>> {
         while self.page.is_empty() && !self.is_over {
             let (range, after) = (self.range, self.after.clone());
-            let is_first = after.is_none();
-            let system_identifier = subject().system_identifier;
+            // Once, with the first page.
+            let subject = after.is_none().then(subject);
             let (page, after) = in_storage(move |place| {
-                if is_first {
-                    place.confirm_archive(system_identifier)?;
+                if let Some(subject) = subject {
+                    place.confirm_archive(subject.system_identifier)?;
                 }
                 let most = if place.is_remote() { LISTED_FILES } else { OPENED_FILES };
                 listing::list_page(place, after.as_deref(), &range, most)

@@ -44,6 +44,17 @@ struct Subject {
     is_elsewhere: bool,
 }
 
+impl Subject {
+    /// Its system identifier, for whoever changes something in its archive.
+    fn known(&self) -> Result<u64> {
+        self.system_identifier.ok_or_else(|| {
+            Error::new(Kind::Identity, "archive", "it is not known whose WAL is received here")
+                .detail("Nothing was changed.")
+                .hint("See that WAL is received: archiver.receive_wal_status() tells. Or use the program, on the archive itself.")
+        })
+    }
+}
+
 fn subject() -> Subject {
     let own = ffi::cluster();
     let only_receives = !ffi::archives_by_file() && guc::receives_wal() && !guc::receives_own_wal();
@@ -64,12 +75,13 @@ fn in_storage<T: Send + 'static>(work: impl FnOnce(&Place) -> Result<T> + Send +
 
 /// The same for work of any length, which hands over one thing after the other.
 fn stream_from_storage<T: Send + 'static>(
+    subject: &Subject,
     work: impl FnOnce(&Place, &Arc<Pulse>, &mut dyn FnMut(T) -> ControlFlow<()>) -> Result<()> + Send + 'static,
 ) -> Result<Stream<T>> {
     let destination = guc::config(&ffi::data_directory())?.destination;
     // A file that cannot be fetched is tried for so long, and then told of.
     let silence = destination.retry_timeout + STORAGE_PATIENCE;
-    let hash_key = subject().hash_key;
+    let hash_key = subject.hash_key;
     off_thread::stream(silence, move |pulse, hand_over| {
         work(&Place::open(&destination, pulse)?.known_to(hash_key), pulse, hand_over)
     })

@@ -9,9 +9,10 @@ use pgrx::PgLogLevel;
 use pgrx::prelude::*;
 
 fn rebuilt() -> Result<Rebuilt> {
-    let system_identifier = subject().system_identifier;
-    let mut stream = stream_from_storage(move |place, pulse, hand_over| {
-        let _ = hand_over(rebuild(place, system_identifier, pulse)?);
+    let subject = subject();
+    let system_identifier = subject.known()?;
+    let mut stream = stream_from_storage(&subject, move |place, pulse, hand_over| {
+        let _ = hand_over(rebuild(place, Some(system_identifier), pulse)?);
         Ok(())
     })?;
     stream.next()?.ok_or_else(|| Error::new(Kind::Internal, "thread", "internal error in a thread"))

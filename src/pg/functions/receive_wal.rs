@@ -7,7 +7,7 @@ use archiver_core::config::{Destination, Streaming};
 use archiver_core::identity::Marker;
 use archiver_core::report::Report;
 use archiver_core::state::unix_us;
-use archiver_core::stream::{Beginning, Facts, Heard, Reset, Seen, Streamer, look};
+use archiver_core::stream::{Beginning, Facts, Heard, Reset, Seen, Streamer, look, told};
 use pgrx::prelude::*;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -42,8 +42,7 @@ fn this_server(seen: &Seen, now_us: i64) -> Option<Heard> {
 pub(super) fn received_cluster() -> Option<u64> {
     let directory = directory().ok()??;
     // It may lie on a dead mount.
-    let seen = off_thread::run(STORAGE_PATIENCE, move |_| look(&directory)).ok()?.ok()?;
-    seen.standing?.system_identifier
+    off_thread::run(STORAGE_PATIENCE, move |_| told(&directory)).ok()?.ok()??.system_identifier
 }
 
 /// How streaming stands, for `archiver.receive_wal_status()`. What cannot be known is not there.

@@ -9,10 +9,11 @@ use pgrx::prelude::*;
 
 /// A verdict on each file, as the files come: memory stays small, however many there are.
 fn verdicts(from_name: Option<&str>, to_name: Option<&str>) -> Result<impl Iterator<Item = Result<Verified>> + use<>> {
-    let system_identifier = subject().system_identifier;
-    let request = Request { range: range(from_name, to_name)?, system_identifier };
-    let mut stream =
-        stream_from_storage(move |place, pulse, hand_over| core_verify::verify(place, &request, pulse, hand_over))?;
+    let subject = subject();
+    let request = Request { range: range(from_name, to_name)?, system_identifier: subject.system_identifier };
+    let mut stream = stream_from_storage(&subject, move |place, pulse, hand_over| {
+        core_verify::verify(place, &request, pulse, hand_over)
+    })?;
     Ok(std::iter::from_fn(move || stream.next().transpose()))
 }
 
