@@ -169,12 +169,14 @@ impl Worker {
                 self.take_end(thread.handle);
             }
             Some(mut thread) => {
-                if Some(&thread.does) != wanted {
+                if Some(&thread.does) != wanted && thread.stopped_at.is_none() {
+                    log_line(PgLogLevel::LOG, "receiving WAL ends: its configuration was changed".to_string());
                     thread.pulse.stop();
-                    let stopped_at = *thread.stopped_at.get_or_insert_with(Instant::now);
-                    if stopped_at.elapsed() > CHANGE_PATIENCE {
-                        leave(&thread.does.1);
-                    }
+                    thread.stopped_at = Some(Instant::now());
+                }
+                // Also where what it did is wanted again by now: it does not do it any more.
+                if thread.stopped_at.is_some_and(|stopped_at| stopped_at.elapsed() > CHANGE_PATIENCE) {
+                    leave(&thread.does.1);
                 }
                 self.thread = Some(thread);
             }

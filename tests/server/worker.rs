@@ -10,6 +10,7 @@ use nix::unistd::{Pid, mkfifo};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// A server that can receive: it does once that is switched on.
@@ -47,7 +48,7 @@ fn receivers(cluster: &Cluster) -> Vec<Pid> {
 }
 
 fn streaming_folder(cluster: &Cluster) -> BTreeSet<String> {
-    let name = |path: std::path::PathBuf| path.file_name().unwrap().to_str().unwrap().to_string();
+    let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_string();
     let all = paths(&cluster.archive().join("main/streaming")).into_iter().map(name);
     all.filter(|name| !name.starts_with('.')).collect()
 }
@@ -359,23 +360,42 @@ fn a_copy_on_another_machine_is_not_asked_for_the_streaming_directory_of_its_con
     assert_eq!(command.output().unwrap().status.code(), Some(255));
 }
 
-#[test]
-fn a_streaming_directory_that_hangs_is_left_once_another_is_set() {
-    let cluster = receiving().with("archive_mode", "off").with("archive_library", "").started();
-    cluster.psql("CREATE EXTENSION archiver");
+/// Lets the worker receive into a directory that hangs, because of that file.
+fn hang(cluster: &Cluster) -> PathBuf {
     // Whoever opens it waits for a reader, as on a file system that does not answer.
     let lock = cluster.create_directory("hangs").join(".archiver-receive-wal.archiving.lock");
     mkfifo(&lock, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
     cluster.own(&lock);
     cluster.set("archiver.streaming_wals_directory", lock.parent().unwrap().to_str().unwrap());
-    switch(&cluster, "on");
+    switch(cluster, "on");
     let worker = || cluster.processes().into_iter().find(|(_, command)| command.contains("archiver streaming"));
     wait_until("it hangs", || worker().is_some_and(|(pid, _)| has_thread(pid, "archiver recei")));
+    lock
+}
+
+#[test]
+fn a_streaming_directory_that_hangs_is_left_once_another_is_set() {
+    let cluster = receiving().with("archive_mode", "off").with("archive_library", "").started();
+    cluster.psql("CREATE EXTENSION archiver");
+    hang(&cluster);
     cluster.set("archiver.streaming_wals_directory", cluster.path("received").to_str().unwrap());
     cluster.reload();
     wait_until_it_streams(&cluster);
     assert!(cluster.log().contains("does not end"), "{}", cluster.log());
     wait_until("it is told", || status(&cluster, "running, last_error IS NULL") == "t|t");
+}
+
+#[test]
+fn receiving_that_hangs_is_left_also_where_it_is_switched_off_and_on_again() {
+    let cluster = receiving().with("archive_mode", "off").with("archive_library", "").started();
+    cluster.psql("CREATE EXTENSION archiver");
+    let lock = hang(&cluster);
+    switch(&cluster, "off");
+    wait_until("it is to end", || cluster.log().contains("receiving WAL ends"));
+    fs::remove_file(lock).unwrap();
+    switch(&cluster, "on");
+    wait_until_it_streams(&cluster);
+    assert!(cluster.log().contains("does not end"), "{}", cluster.log());
 }
 
 #[test]
