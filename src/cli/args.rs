@@ -339,9 +339,9 @@ pub struct Errors {
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "What goes: segments, partial ones, backup labels and parts of segments that were being received, before NAME, on \
-    the timeline of NAME and, up to where it left them, on those that its history file names. History files stay, and so does every other timeline and \
-    what lies behind a switch point. Without that history file in the archive only the timeline of NAME counts.\n\n\
+    after_help = "What goes: segments, partial ones, backup labels and parts of segments that were being received, before \
+    NAME, on the timeline of NAME and, up to where it left them, on those that its history file names. History files \
+    stay, and so does every other timeline and what lies behind a switch point. Without that history file in the archive only the timeline of NAME counts.\n\n\
     NAME and the ends of a range are segments, partial ones or backup labels; a label stands for the segment that its \
     backup starts in. Files go first, their lines in the catalogue after them; a run that was killed is finished by the \
     next one with the same NAME.\n\n\

@@ -46,10 +46,7 @@ const URI_SCHEMES: [&str; 2] = ["postgresql://", "postgres://"];
 impl Conninfo {
     /// Takes a URI, or keywords with values, or nothing.
     pub fn parse(text: &str) -> std::result::Result<Self, BadConninfo> {
-        let keywords: Vec<String> = match URI_SCHEMES.iter().find_map(|scheme| text.strip_prefix(scheme)) {
-            Some(rest) => uri_keywords(rest)?,
-            None => keywords(text).ok_or(BadConninfo::Malformed)?,
-        };
+        let keywords = keywords(text)?;
         let is_secret = |keyword: &String| SECRETS.iter().any(|secret| keyword.eq_ignore_ascii_case(secret));
         if keywords.iter().any(is_secret) {
             return Err(BadConninfo::HoldsSecret);
@@ -73,10 +70,7 @@ impl Conninfo {
 
     /// The same with that keyword, unless it says something of it, or names a service that may.
     pub fn with_default(&self, keyword: &str, value: &str) -> Self {
-        let keywords = match URI_SCHEMES.iter().find_map(|scheme| self.0.strip_prefix(scheme)) {
-            Some(rest) => uri_keywords(rest).unwrap_or_default(),
-            None => keywords(&self.0).unwrap_or_default(),
-        };
+        let keywords = keywords(&self.0).unwrap_or_default();
         let says = |one: &str| keywords.iter().any(|said| said.eq_ignore_ascii_case(one));
         if says(keyword) || says("service") || std::env::var_os("PGSERVICE").is_some() {
             return self.clone();
@@ -87,6 +81,14 @@ impl Conninfo {
     /// As it was set.
     pub fn text(&self) -> &str {
         &self.0
+    }
+}
+
+/// The keywords of a connection string.
+fn keywords(text: &str) -> std::result::Result<Vec<String>, BadConninfo> {
+    match URI_SCHEMES.iter().find_map(|scheme| text.strip_prefix(scheme)) {
+        Some(rest) => uri_keywords(rest),
+        None => plain_keywords(text).ok_or(BadConninfo::Malformed),
     }
 }
 
@@ -115,7 +117,7 @@ fn uri_keywords(text: &str) -> std::result::Result<Vec<String>, BadConninfo> {
 }
 
 /// The keywords of a connection string that is no URI (libpq, fe-connect.c, `conninfo_parse`); nothing where it is none.
-fn keywords(text: &str) -> Option<Vec<String>> {
+fn plain_keywords(text: &str) -> Option<Vec<String>> {
     let mut letters = text.chars().peekable();
     let mut found = Vec::new();
     loop {

@@ -306,11 +306,12 @@ impl Streamer {
                 // It is connected, or would have ended.
                 self.teller.note(|standing| standing.receiving = None);
                 let answered = self.ask(&primary);
-                if let Err(error) = &answered
-                    && !self.pulse.is_stopped()
-                    && unanswered.fail(error, Instant::now()).is_some()
-                {
-                    (self.tell)(Note::Warning(Report::new("it is not known how far receiving lags", error)));
+                match &answered {
+                    Ok(_) => drop(unanswered.succeed(Instant::now())),
+                    Err(error) if !self.pulse.is_stopped() && unanswered.fail(error, Instant::now()).is_some() => {
+                        (self.tell)(Note::Warning(Report::new("it is not known how far receiving lags", error)));
+                    }
+                    Err(_) => {}
                 }
                 // Where it cannot be known nothing changes.
                 let now = answered.ok().flatten().unwrap_or(is_synchronous);
